@@ -1,0 +1,77 @@
+"""Agent Orchestra: the control plane that makes one reliable service of many AI agents.
+
+    async with open_orchestra("orchestra.db") as orchestra:
+        await orchestra.register_agent(Agent(id="echo", kind="function", keywords=("say",)), run=lambda text: text)
+        answer = await orchestra.process_request("say hello")
+
+Names are imported when they are first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    __version__: str
+    from agent_orchestra.bootstrap import open_orchestra
+    from agent_orchestra.core.agent import Agent, Filter, Limits, Role, Status
+    from agent_orchestra.core.conversation import Conversation, InputPolicy
+    from agent_orchestra.core.message import Author, Message
+    from agent_orchestra.core.request import Answer, Reply, Usage
+    from agent_orchestra.core.stream import StreamEvent
+    from agent_orchestra.errors import OrchestraError
+    from agent_orchestra.runtime.executor import Call
+    from agent_orchestra.runtime.orchestra import Orchestra
+
+__all__ = [
+    "Agent",
+    "Answer",
+    "Author",
+    "Call",
+    "Conversation",
+    "Filter",
+    "InputPolicy",
+    "Limits",
+    "Message",
+    "Orchestra",
+    "OrchestraError",
+    "Reply",
+    "Role",
+    "Status",
+    "StreamEvent",
+    "Usage",
+    "__version__",
+    "open_orchestra",
+]
+
+_HOMES = {
+    "open_orchestra": "bootstrap",
+    "Agent": "core.agent",
+    "Filter": "core.agent",
+    "Limits": "core.agent",
+    "Role": "core.agent",
+    "Status": "core.agent",
+    "Conversation": "core.conversation",
+    "InputPolicy": "core.conversation",
+    "Author": "core.message",
+    "Message": "core.message",
+    "Answer": "core.request",
+    "Reply": "core.request",
+    "Usage": "core.request",
+    "StreamEvent": "core.stream",
+    "OrchestraError": "errors",
+    "Call": "runtime.executor",
+    "Orchestra": "runtime.orchestra",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("agent-orchestra")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,1 @@
+"""The driven side: one outside thing per file."""

@@ -1,0 +1,261 @@
+"""Agents that are Python functions, named as ``module:function`` or given in code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import dataclasses
+import importlib
+import inspect
+import json
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar, cast
+
+from agent_orchestra.core.agent import Agent
+from agent_orchestra.core.request import Reply
+from agent_orchestra.core.values import Json, JsonObject
+from agent_orchestra.errors import AgentFailed, Fault, Forbidden, InvalidAgent, RunFailed
+from agent_orchestra.runtime.executor import Call, Emit, Instance
+from agent_orchestra.runtime.orchestra import Function
+
+__all__ = ["FunctionBackend", "FunctionKind"]
+
+T = TypeVar("T")
+
+_TARGET: Final = r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*$"
+_SCHEMA: Final[JsonObject] = {
+    "type": "object",
+    "properties": {
+        "function": {
+            "description": "One function, or one for each instance of the agent, as 'module:function'.",
+            "anyOf": [
+                {"type": "string", "pattern": _TARGET, "maxLength": 500},
+                {
+                    "type": "array",
+                    "items": {"type": "string", "pattern": _TARGET, "maxLength": 500},
+                    "minItems": 1,
+                    "maxItems": 64,
+                },
+            ],
+        }
+    },
+    "required": ["function"],
+    "additionalProperties": False,
+}
+
+
+class FunctionKind:
+    """Conforms to :class:`Kind`.
+
+    ``allowed``: the modules whose functions a caller may name who is not the operator. To name a function is to import
+    its module and call it, so nothing is allowed that the operator did not allow.
+    """
+
+    def __init__(self, *, allowed: Sequence[str]) -> None:
+        self._allowed = frozenset(allowed)
+
+    @property
+    def schema(self) -> JsonObject:
+        return _SCHEMA
+
+    async def connect(self, agent: Agent, *, trusted: bool) -> Sequence[Instance]:
+        targets = _targets(agent)
+        if not trusted:
+            for target in targets:
+                self._check_allowed(target)
+        return [await asyncio.to_thread(_imported, agent, target) for target in targets]
+
+    def _check_allowed(self, target: str) -> None:
+        module = target.partition(":")[0]
+        if module not in self._allowed:
+            raise Forbidden(
+                f"functions of module '{module}' may not be named by callers; the operator can add the module to "
+                "functions.allowed_modules, or define the agent in the configuration"
+            )
+
+
+def _targets(agent: Agent) -> Sequence[str]:
+    unknown = sorted(set(agent.settings) - {"function"})
+    if unknown:
+        raise InvalidAgent(agent.id, (Fault(path=f"settings.{unknown[0]}", message="is not known for functions"),))
+    given = agent.settings.get("function")
+    targets = [given] if isinstance(given, str) else given
+    if not isinstance(targets, Sequence) or not targets or len(targets) > 64:
+        message = "must be 'module:function', or a list of 1 to 64 of them"
+        raise InvalidAgent(agent.id, (Fault(path="settings.function", message=message),))
+    for target in targets:
+        module, _, attribute = target.partition(":") if isinstance(target, str) else ("", "", "")
+        if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+            message = f"'{target}' is not of the form 'module:function'"
+            raise InvalidAgent(agent.id, (Fault(path="settings.function", message=message),))
+    return cast("Sequence[str]", targets)
+
+
+def _imported(agent: Agent, target: str) -> Instance:
+    module, _, attributes = target.partition(":")
+    try:
+        found: object = importlib.import_module(module)
+        for attribute in attributes.split("."):
+            found = getattr(found, attribute)
+    except AttributeError:
+        fault = Fault(path="settings.function", message=f"module '{module}' has no '{attributes}'")
+        raise InvalidAgent(agent.id, (fault,)) from None
+    except Exception as error:
+        # A module may do anything when it is imported: whatever fails there is a fault of this definition.
+        fault = Fault(path="settings.function", message=f"'{module}' cannot be imported ({type(error).__name__})")
+        raise InvalidAgent(agent.id, (fault,)) from error
+    if not callable(found):
+        raise InvalidAgent(agent.id, (Fault(path="settings.function", message=f"'{target}' cannot be called"),))
+    return wrapped(agent.id, found, instance_id=target)
+
+
+def wrapped(agent_id: str, function: Function, *, instance_id: str = "in-process") -> Instance:
+    """The instance that a function makes. Raises :class:`InvalidAgent` when it takes neither one argument nor two."""
+    return Instance(id=instance_id, backend=FunctionBackend(agent_id, function))
+
+
+class FunctionBackend:
+    """Conforms to :class:`Backend`.
+
+    A function takes the content, or the content and the :class:`Call`. It gives a text, any value that JSON can hold,
+    or a :class:`Reply`; a generator tells its output piece by piece. It may be async. One that is not runs in a thread
+    of its own, which Python cannot end: over its time it is left behind, and its instance has one place less until it
+    ends.
+    """
+
+    def __init__(self, agent_id: str, function: Function) -> None:
+        self._agent_id = agent_id
+        self._function = function
+        self._arguments = _arguments(agent_id, function)
+        called = function if inspect.isroutine(function) else cast("Function", type(function).__call__)
+        self._is_async = inspect.iscoroutinefunction(called)
+        self._is_async_generator = inspect.isasyncgenfunction(called)
+        self._is_generator = inspect.isgeneratorfunction(called)
+
+    async def run(self, call: Call, emit: Emit) -> Reply:
+        try:
+            given = await self._called(call, emit)
+        except RunFailed:
+            raise
+        except Exception as error:
+            # The message of a foreign error may hold what nobody else should see, so only its class is told.
+            raise AgentFailed(
+                f"agent '{self._agent_id}' raised {type(error).__name__}", cause=type(error).__name__
+            ) from error
+        return _reply(self._agent_id, given)
+
+    async def _called(self, call: Call, emit: Emit) -> object:
+        function = partial(self._function, *(call.content, call)[: self._arguments])
+        if self._is_async:
+            return await cast("Awaitable[object]", function())
+        if self._is_async_generator:
+            pieces: list[str] = []
+            async for piece in cast("AsyncIterator[object]", function()):
+                pieces.append(_piece(self._agent_id, piece))
+                emit(pieces[-1])
+            return "".join(pieces)
+        if self._is_generator:
+            loop = asyncio.get_running_loop()
+
+            def later(piece: str) -> None:
+                loop.call_soon_threadsafe(emit, piece)
+
+            return await _in_thread(partial(_exhausted, self._agent_id, cast("Callable[[], Any]", function), later))
+        given = await _in_thread(function)
+        return await given if inspect.isawaitable(given) else given
+
+
+def _arguments(agent_id: str, function: Function) -> int:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return 1
+    for count in (2, 1):
+        try:
+            signature.bind(*("content", None)[:count])
+        except TypeError:
+            continue
+        positional = [p for p in signature.parameters.values() if p.kind is not p.VAR_POSITIONAL]
+        return (
+            1 if count == 2 and len(positional) > 1 and positional[1].default is not inspect.Parameter.empty else count
+        )
+    fault = Fault(path="run", message="must take the content, or the content and the call")
+    raise InvalidAgent(agent_id, (fault,))
+
+
+def _exhausted(agent_id: str, function: Callable[[], Iterator[object]], emit: Emit) -> str:
+    pieces: list[str] = []
+    for piece in function():
+        pieces.append(_piece(agent_id, piece))
+        emit(pieces[-1])
+    return "".join(pieces)
+
+
+def _piece(agent_id: str, piece: object) -> str:
+    if not isinstance(piece, str):
+        raise AgentFailed(f"agent '{agent_id}' told {type(piece).__name__}, not text", cause="output_not_text")
+    return piece
+
+
+def _reply(agent_id: str, given: object) -> Reply:
+    if isinstance(given, str):
+        return Reply(output=given)
+    if given is None:
+        return Reply(output="")
+    value = given.value if isinstance(given, Reply) else given
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise AgentFailed(
+            f"agent '{agent_id}' gave back {type(value).__name__}, which is neither text nor JSON",
+            cause="output_not_json",
+        ) from None
+    if isinstance(given, Reply):
+        return dataclasses.replace(given, output=_piece(agent_id, given.output))
+    return Reply(output=text, value=cast("Json", json.loads(text)))
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Runs a function in a daemon thread of its own: one that never ends holds up neither a pool nor the exit."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def work() -> None:
+        try:
+            result = context.run(function)
+        except BaseException as error:  # noqa: BLE001  handed to whoever awaits the call
+            _settle(loop, future, None, error)
+        else:
+            _settle(loop, future, result, None)
+
+    threading.Thread(target=work, name="orchestra-function", daemon=True).start()
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        # Not before the thread has ended is the call over, however little anybody waits for it.
+        await asyncio.wait((future,))
+        future.exception()
+        raise
+
+
+def _settle(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], result: object, error: BaseException | None
+) -> None:
+    def settle() -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        elif isinstance(error, Exception) and not isinstance(error, StopIteration):
+            future.set_exception(error)
+        else:
+            future.set_exception(AgentFailed(f"the function raised {type(error).__name__}"))
+
+    try:
+        loop.call_soon_threadsafe(settle)
+    except RuntimeError:
+        # The loop has been closed: nobody waits any more.
+        return

@@ -1,0 +1,1 @@
+"""SQLite and Postgres: SQLAlchemy Core throughout, and the few hot statements on the driver itself."""

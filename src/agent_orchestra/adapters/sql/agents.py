@@ -1,0 +1,106 @@
+"""Keeps the definitions of agents."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, cast
+
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from agent_orchestra.adapters.sql import tables
+from agent_orchestra.adapters.sql.database import Database
+from agent_orchestra.adapters.sql.events import tell
+from agent_orchestra.core.agent import Agent, Limits, Role
+from agent_orchestra.errors import AgentExists, AgentNotFound
+from agent_orchestra.runtime.registry import Source, StoredAgent
+
+__all__ = ["SqlAgentStore"]
+
+_agents = tables.agents
+
+
+class SqlAgentStore:
+    """Conforms to :class:`AgentStore`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def load(self) -> tuple[int, Sequence[StoredAgent]]:
+        async with self._database.read() as connection:
+            revision = await _current(connection)
+            rows = (await connection.execute(select(_agents).order_by(_agents.c.tenant, _agents.c.id))).all()
+        return revision, [
+            StoredAgent(
+                tenant=row.tenant,
+                agent=_agent_of(row.definition),
+                source=Source(row.source),
+                origin=row.origin,
+                updated_ms=row.updated_ms,
+            )
+            for row in rows
+        ]
+
+    async def save(self, stored: StoredAgent, *, new: bool) -> None:
+        key = {"tenant": stored.tenant, "id": stored.agent.id}
+        values = {
+            "definition": _definition_of(stored.agent),
+            "source": stored.source.value,
+            "origin": stored.origin,
+            "updated_ms": stored.updated_ms,
+        }
+        async with self._database.write() as connection:
+            if new:
+                try:
+                    await connection.execute(insert(_agents).values(**key, **values))
+                except IntegrityError as error:
+                    raise AgentExists(f"there is already an agent '{stored.agent.id}'") from error
+            else:
+                mine = (_agents.c.tenant == stored.tenant, _agents.c.id == stored.agent.id)
+                changed = await connection.execute(update(_agents).where(*mine).values(**values))
+                if not changed.rowcount:
+                    raise _missing(stored.agent.id)
+            told = {"version": stored.agent.version, "enabled": stored.agent.enabled, "source": stored.source.value}
+            kind = "agent.registered" if new else "agent.updated"
+            await tell(connection, stored.tenant, kind, stored.agent.id, told)
+
+    async def remove(self, tenant: str, agent_id: str) -> None:
+        async with self._database.write() as connection:
+            removed = await connection.execute(
+                delete(_agents).where(_agents.c.tenant == tenant, _agents.c.id == agent_id)
+            )
+            if not removed.rowcount:
+                raise _missing(agent_id)
+            await tell(connection, tenant, "agent.unregistered", agent_id)
+
+    async def revision(self) -> int:
+        async with self._database.read() as connection:
+            return await _current(connection)
+
+
+async def _current(connection: AsyncConnection) -> int:
+    """Every change makes this another number: rows come, go, or grow in ``updated_ms``."""
+    query = select(func.count(), func.coalesce(func.sum(_agents.c.updated_ms), 0))
+    count, total = (await connection.execute(query)).one()
+    return int(count) + int(total)
+
+
+def _missing(agent_id: str) -> AgentNotFound:
+    return AgentNotFound(f"there is no agent '{agent_id}'")
+
+
+def _definition_of(agent: Agent) -> dict[str, Any]:
+    return {**dataclasses.asdict(agent), "role": agent.role.value}
+
+
+def _agent_of(definition: dict[str, Any]) -> Agent:
+    """Tolerates fields that are missing, as in rows of an older release; their defaults stand."""
+    known = {field.name for field in dataclasses.fields(Agent)}
+    fields: dict[str, Any] = {name: value for name, value in definition.items() if name in known}
+    for name in ("capabilities", "examples", "keywords"):
+        fields[name] = tuple(fields.get(name, ()))
+    fields["role"] = Role(fields.get("role", Role.WORKER))
+    fields["limits"] = Limits(**cast("dict[str, Any]", fields.get("limits", {})))
+    return Agent(**fields)

@@ -1,0 +1,1 @@
+"""The driving side over HTTP: reads the wire, calls the orchestra, writes the wire."""

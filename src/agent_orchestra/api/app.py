@@ -1,0 +1,178 @@
+"""The HTTP application, and what stands guard before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, Final
+
+from fastapi import FastAPI, HTTPException, Response
+from fastapi.routing import APIRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agent_orchestra.api import agents, conversations, orchestrate, problems, status
+from agent_orchestra.api.auth import is_loopback
+from agent_orchestra.core.values import JsonObject
+from agent_orchestra.runtime.orchestra import Orchestra
+from agent_orchestra.runtime.telemetry import Log
+
+__all__ = ["create_app"]
+
+_OPEN_PATHS: Final = ("/healthz", "/readyz")
+
+
+def create_app(
+    orchestra: Orchestra,
+    *,
+    log: Log,
+    keys_required: bool,
+    max_body_bytes: int,
+    allowed_hosts: Sequence[str] = (),
+) -> FastAPI:
+    """The application over an open orchestra.
+
+    ``keys_required``: whether callers need a key; where they do not, only this machine's own names are answered to, so
+    that no page in a browser can reach the service by a name of its own. ``allowed_hosts`` are further such names.
+    """
+    app = FastAPI(
+        title="Agent Orchestra",
+        version=version("agent-orchestra"),
+        summary="Routes each request to the right agent, and keeps what was said.",
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=_operation_id,
+    )
+    app.state.orchestra = orchestra
+    app.state.keys_required = keys_required
+    for part in (orchestrate, agents, conversations, status):
+        app.include_router(part.router)
+    problems.install(app)
+    hosts = None if keys_required else frozenset(allowed_hosts)
+    app.add_middleware(_Guard, log=log, max_body_bytes=max_body_bytes, hosts=hosts)
+    _describe(app, orchestra.kinds, keys_required=keys_required)
+    return app
+
+
+class _Guard:
+    """Lets in only requests that can be read, and lets out only documents.
+
+    Checks the host, the type and the length of the body; a defect of ours becomes a problem document and a line in the
+    log, never a traceback on the wire.
+    """
+
+    def __init__(self, app: ASGIApp, *, log: Log, max_body_bytes: int, hosts: frozenset[str] | None) -> None:
+        self._app = app
+        self._log = log
+        self._max_body_bytes = max_body_bytes
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if refusal := self._refusal(scope):
+            await refusal(scope, receive, send)
+            return
+        started = False
+        read = 0
+
+        async def limited() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._max_body_bytes:
+                raise HTTPException(413, self._too_long())
+            return message
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, limited, noting)
+        except Exception as error:  # noqa: BLE001  the request ends here, and says so
+            self._log.error("request_broke", path=scope["path"], error=type(error).__name__, exc_info=True)
+            if not started:
+                broken = problems.plain_response(500, "something went wrong inside the service; its log has more")
+                await broken(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = dict(scope["headers"])
+        if self._hosts is not None:
+            host = _host(headers.get(b"host", b"").decode("latin-1"))
+            if not is_loopback(host) and host not in self._hosts:
+                detail = f"'{host}' is no name of this machine; add it to server.allowed_hosts, or require keys"
+                return problems.plain_response(421, detail)
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._max_body_bytes:
+            # What is not read would be taken for the next request.
+            return problems.plain_response(413, self._too_long(), {"Connection": "close"})
+        has_body = length != b"0" or b"transfer-encoding" in headers
+        if has_body and not _is_json(headers.get(b"content-type", b"").decode("latin-1")):
+            return problems.plain_response(415, "the body must be JSON: send 'Content-Type: application/json'")
+        return None
+
+    def _too_long(self) -> str:
+        return f"the body is longer than {self._max_body_bytes} bytes, the limit of server.max_body_bytes"
+
+
+def _host(header: str) -> str:
+    """The name in a Host header, without its port."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0].lower()
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def _describe(app: FastAPI, kinds: Mapping[str, JsonObject], *, keys_required: bool) -> None:
+    """Completes the OpenAPI document by what FastAPI cannot know: the settings of each kind, problems, and keys."""
+    plain = app.openapi
+
+    def complete() -> dict[str, Any]:
+        if app.openapi_schema is not None:
+            return app.openapi_schema
+        document = plain()
+        schemas = document["components"]["schemas"]
+        schemas["Problem"] = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schemas["Problem"].pop("$defs"))
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        for name in ("AgentDefinition", "AgentReplacement"):
+            schemas[name] = _by_kind(schemas[name], kinds)
+        needed = problems.described(401, 403) if keys_required else {}
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                if path not in _OPEN_PATHS:
+                    operation["responses"].update({str(code): text for code, text in needed.items()})
+                if "requestBody" not in operation:
+                    operation["responses"].update({str(c): text for c, text in problems.described(413, 415).items()})
+                if not keys_required:
+                    operation["responses"].update({"421": problems.described(421)[421]})
+                if keys_required and path not in _OPEN_PATHS:
+                    operation["security"] = [{"key": []}]
+        if keys_required:
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        return document
+
+    app.openapi = complete  # pyright: ignore[reportAttributeAccessIssue]  FastAPI's own way to extend it
+
+
+def _by_kind(schema: dict[str, Any], kinds: Mapping[str, JsonObject]) -> dict[str, Any]:
+    """One alternative for each kind, with the settings that it takes."""
+    alternatives: list[dict[str, Any]] = []
+    for kind, settings in kinds.items():
+        properties = {**schema["properties"], "kind": {"const": kind}, "settings": settings}
+        required = sorted({*schema["required"], *(["settings"] if settings.get("required") else [])})
+        alternatives.append(
+            {**schema, "title": f"{schema['title']} ({kind})", "properties": properties, "required": required}
+        )
+    return {"oneOf": alternatives, "title": schema["title"]}

@@ -1,0 +1,61 @@
+"""Whose request it is, and whether it may be made."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Final
+
+from fastapi import Depends, Request
+
+from agent_orchestra.core.access import Principal, Scope, allows
+from agent_orchestra.errors import Forbidden, Unauthenticated
+from agent_orchestra.runtime.keys import Keys
+from agent_orchestra.runtime.orchestra import DEFAULT_TENANT
+
+__all__ = ["Administrator", "Guest", "Reader", "Runner", "is_loopback"]
+
+#: On loopback the caller is the person at the machine.
+Guest: Final = Principal(tenant=DEFAULT_TENANT, scopes=frozenset(Scope))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or a name means this machine and can be reached from no other."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _requires(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
+    async def principal(request: Request) -> Principal:
+        keys: Keys = request.app.state.orchestra.keys
+        text = _key(request)
+        if text is None:
+            if request.app.state.keys_required:
+                raise Unauthenticated("send a key as 'Authorization: Bearer …'; 'orchestra keys create' makes one")
+            found = Guest
+        else:
+            found = await keys.authenticate(text)
+        if not allows(found.scopes, scope):
+            raise Forbidden(f"this key lacks the scope '{scope}'")
+        return found
+
+    return principal
+
+
+def _key(request: Request) -> str | None:
+    authorization = request.headers.get("authorization")
+    if authorization is None:
+        return request.headers.get("x-api-key")
+    scheme, _, text = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not text.strip():
+        raise Unauthenticated("the Authorization header must be 'Bearer' and a key")
+    return text.strip()
+
+
+Reader = Annotated[Principal, Depends(_requires(Scope.READ))]
+Runner = Annotated[Principal, Depends(_requires(Scope.RUN))]
+Administrator = Annotated[Principal, Depends(_requires(Scope.ADMIN))]

@@ -1,0 +1,145 @@
+"""The one way through, over HTTP: ask, read what is on record, listen."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+
+from agent_orchestra.api import streams
+from agent_orchestra.api.auth import Reader, Runner
+from agent_orchestra.api.problems import described
+from agent_orchestra.api.wire import (
+    AnswerOut,
+    IdempotencyKey,
+    LastEventId,
+    Opened,
+    OrchestrateBody,
+    ProcessBody,
+    RequestOut,
+    request_out,
+)
+from agent_orchestra.core.access import Principal
+from agent_orchestra.core.request import answer_json
+from agent_orchestra.core.stream import END
+from agent_orchestra.definitions import Id
+from agent_orchestra.errors import StreamMismatch
+from agent_orchestra.runtime.orchestra import Orchestra, make_request
+
+__all__ = ["ANSWERED", "answered", "router"]
+
+router = APIRouter(tags=["orchestrate"])
+
+ANSWERED: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "model": AnswerOut,
+        "description": "The answer, on record. With 'Accept: text/event-stream', the events of the same call.",
+        "content": streams.DESCRIBED,
+    },
+    204: {"description": "The stream that Last-Event-ID names has been told to its end."},
+    **described(400, 404, 409, 413, 415, 422, 502, 503, 504, 507),
+}
+
+
+@router.post("/v1/orchestrate", responses=ANSWERED, response_model=None)
+async def orchestrate(
+    body: OrchestrateBody,
+    request: Request,
+    orchestra: Opened,
+    principal: Runner,
+    idempotency_key: IdempotencyKey = None,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Routes the content to an agent and gives its answer."""
+    return await answered(orchestra, principal, request, body, body.conversation_id, idempotency_key, last_event_id)
+
+
+@router.get(
+    "/v1/requests/{request_id}",
+    response_model=RequestOut,
+    responses=described(404, 422, 503),
+)
+async def get_request(request_id: Id, orchestra: Opened, principal: Reader) -> RequestOut:
+    """What is on record of a request."""
+    return request_out(await orchestra.get_request(request_id, tenant=principal.tenant))
+
+
+@router.get(
+    "/v1/requests/{request_id}/events",
+    response_model=None,
+    responses={
+        200: {"description": "The events of the request, as they come.", "content": streams.DESCRIBED},
+        204: {"description": "The stream that Last-Event-ID names has been told to its end."},
+        **described(404, 409, 422, 503),
+    },
+)
+async def get_events(
+    request_id: Id, orchestra: Opened, principal: Reader, last_event_id: LastEventId = None
+) -> Response:
+    """The events of a request, from its beginning or after ``Last-Event-ID``, also when it has ended long ago."""
+    after = 0
+    if last_event_id is not None:
+        of, after = streams.parse_event_id(last_event_id)
+        if of != request_id:
+            raise StreamMismatch(f"Last-Event-ID belongs to request '{of}', not to '{request_id}'")
+    return await _streamed(orchestra, principal, request_id, after, None, {})
+
+
+async def answered(
+    orchestra: Orchestra,
+    principal: Principal,
+    http: Request,
+    body: ProcessBody,
+    conversation_id: str | None,
+    idempotency_key: str | None,
+    last_event_id: str | None,
+) -> Response:
+    """Answers, as a document or as a stream, whichever the caller accepts."""
+    began = time.perf_counter()
+    request = make_request(
+        body.content,
+        tenant=principal.tenant,
+        conversation_id=conversation_id,
+        user_id=body.user_id,
+        context=body.context,
+        capability=body.capability,
+        agent_id=body.agent_id,
+        idempotency_key=idempotency_key,
+    )
+    streamed = streams.MEDIA_TYPE in http.headers.get("accept", "")
+    if last_event_id is not None and streamed:
+        request_id, after = streams.parse_event_id(last_event_id)
+        return await _streamed(orchestra, principal, request_id, after, request.fingerprint, {})
+    submitted = await orchestra.submit(request)
+    headers = {"X-Request-ID": submitted.request_id}
+    if submitted.request_id != request.id:
+        headers["Idempotent-Replayed"] = "true"
+    if streamed:
+        return await _streamed(orchestra, principal, submitted.request_id, 0, None, headers)
+    answer = await orchestra.answer(principal.tenant, submitted)
+    if submitted.running is not None:
+        total = (time.perf_counter() - began) * 1_000
+        headers["Server-Timing"] = f"record;dur={submitted.running.record_ms}, total;dur={total:.3f}"
+    return _json(answer_json(answer), headers)
+
+
+async def _streamed(
+    orchestra: Orchestra,
+    principal: Principal,
+    request_id: str,
+    after: int,
+    asked: str | None,
+    headers: dict[str, str],
+) -> Response:
+    events = await orchestra.follow(request_id, after=after, asked=asked, tenant=principal.tenant)
+    if after == END:
+        return Response(status_code=204)
+    return streams.event_response(request_id, events, {"X-Request-ID": request_id, **headers})
+
+
+def _json(document: Mapping[str, Any], headers: dict[str, str]) -> Response:
+    body = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+    return Response(body, headers=headers, media_type="application/json")

@@ -1,0 +1,178 @@
+"""How errors look over HTTP: problem documents (RFC 9457), and the one table of their statuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from agent_orchestra import errors
+from agent_orchestra.errors import Fault, OrchestraError, run_failure
+
+__all__ = ["MEDIA_TYPE", "Problem", "described", "install", "plain_response", "problem", "response", "run_problem"]
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+#: The first class of an error's ancestry that stands here gives its status.
+_STATUS: Final[Mapping[type[OrchestraError], int]] = {
+    errors.BodyTooLarge: 413,
+    errors.InvalidInput: 422,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.StorageFull: 507,
+    errors.Unavailable: 503,
+    errors.DeadlineExceeded: 504,
+    errors.Superseded: 409,
+    errors.Interrupted: 503,
+    errors.RunFailed: 502,
+    errors.OrchestraError: 500,
+}
+_TITLES: Final[Mapping[int, str]] = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    409: "Conflict",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    421: "Misdirected Request",
+    422: "Unprocessable Content",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+    507: "Insufficient Storage",
+}
+_CODES: Final[Mapping[int, str]] = {
+    400: "malformed_body",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+    421: "unknown_host",
+}
+
+
+class FaultOut(BaseModel):
+    path: str
+    message: str
+
+
+class Problem(BaseModel):
+    """What went wrong. Programs decide by ``code``; ``detail`` is for people and may change."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+
+    type: str
+    """A URI of the kind of problem, made from the code."""
+    title: str
+    status: int
+    detail: str
+    code: str
+    retryable: bool
+    """Whether the same request may succeed later."""
+    errors: list[FaultOut] = Field(default_factory=list[FaultOut])
+    """Each thing that is wrong with the input, with its place."""
+
+
+def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of an operation that can end in these problems."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {s: {"description": _TITLES[s], "content": {MEDIA_TYPE: {"schema": schema}}} for s in statuses}
+
+
+def problem(error: OrchestraError) -> dict[str, Any]:
+    """The document of an error."""
+    status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+    faults = error.faults if isinstance(error, errors.InvalidInput) else ()
+    return _document(status, error.code, error.detail, retryable=error.retryable, faults=faults, more=error.data)
+
+
+def run_problem(code: str, detail: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a failure that a stream tells: the same that the plain call gives."""
+    return problem(run_failure(code, detail, data))
+
+
+def response(error: OrchestraError) -> Response:
+    """The answer for an error, with the headers that belong to it."""
+    headers: dict[str, str] = {}
+    if isinstance(error, errors.Unavailable):
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = 'Bearer realm="agent-orchestra"'
+    return _response(problem(error), headers)
+
+
+def plain_response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer for what never reached the orchestra."""
+    code = _CODES.get(status, "http_error")
+    return _response(_document(status, code, detail, retryable=status >= 500), headers or {})
+
+
+def install(app: FastAPI) -> None:
+    """Has every error of the app answered by a problem document."""
+
+    async def ours(_: Request, error: Exception) -> Response:
+        assert isinstance(error, OrchestraError)
+        return response(error)
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return _invalid(error)
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return plain_response(error.status_code, str(error.detail), error.headers)
+
+    app.add_exception_handler(OrchestraError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+
+
+def _invalid(error: RequestValidationError) -> Response:
+    found: list[Mapping[str, Any]] = list(error.errors())
+    if any(e["type"] == "json_invalid" for e in found):
+        context = found[0].get("ctx", {})
+        return plain_response(400, f"the body is not JSON: {context.get('error', 'it cannot be read')}")
+    faults: list[Fault] = []
+    for e in found:
+        place = [str(part) for part in e["loc"]]
+        path = ".".join(place[1:] if place[0] == "body" else place)
+        message = "is not known here" if e["type"] == "extra_forbidden" else str(e["msg"])
+        faults.append(Fault(path=path, message=message))
+    return response(errors.InvalidInput("; ".join(map(str, faults)), faults=tuple(faults)))
+
+
+def _document(
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    retryable: bool,
+    faults: tuple[Fault, ...] = (),
+    more: Mapping[str, object] | None = None,
+) -> dict[str, Any]:
+    return {
+        **(more or {}),
+        "type": f"urn:agent-orchestra:problem:{code}",
+        "title": _TITLES.get(status, "Error"),
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "retryable": retryable,
+        "errors": [{"path": fault.path, "message": fault.message} for fault in faults],
+    }
+
+
+def _response(document: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
+    body = json.dumps(document, ensure_ascii=True)
+    return Response(body, status_code=document["status"], headers=dict(headers), media_type=MEDIA_TYPE)

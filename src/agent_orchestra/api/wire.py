@@ -1,0 +1,326 @@
+"""What goes over the wire: the bodies that are read, and the documents that are written."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, TypeVar
+
+from fastapi import Depends, Header, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from agent_orchestra.core.agent import Role, Status, SystemHealth
+from agent_orchestra.core.conversation import Conversation, InputPolicy
+from agent_orchestra.core.message import Author, Message
+from agent_orchestra.core.request import MAX_CONTENT_CHARS, Answer, Failure, Record, RequestStatus, answer_json
+from agent_orchestra.definitions import NOT_BLANK, Id, LimitsDefinition, Text
+from agent_orchestra.runtime.orchestra import Orchestra
+from agent_orchestra.runtime.registry import Registered, Source
+
+__all__ = [
+    "AgentOut",
+    "AgentsHealthOut",
+    "AnswerOut",
+    "ConversationBody",
+    "ConversationOut",
+    "IdempotencyKey",
+    "LastEventId",
+    "MessageBody",
+    "MessageOut",
+    "Opened",
+    "OrchestrateBody",
+    "Page",
+    "ProcessBody",
+    "ReadyOut",
+    "RequestOut",
+    "StatusOut",
+    "agent_out",
+    "conversation_out",
+    "message_out",
+    "request_out",
+]
+
+T = TypeVar("T")
+
+Content = Annotated[str, Field(max_length=MAX_CONTENT_CHARS, json_schema_extra=NOT_BLANK)]
+UserId = Annotated[Text, Field(min_length=1, max_length=256)]
+Context = dict[str, Any]
+Capability = Annotated[Text, Field(min_length=1, max_length=500)]
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x21-\x7E]{1,255}$",
+        description="The same key gives the same answer, and runs nothing twice.",
+    ),
+]
+LastEventId = Annotated[
+    str | None,
+    Header(
+        alias="Last-Event-ID",
+        pattern=r"^[0-9a-f\-]{36}:([0-9]{1,12}|end)$",
+        description="The last event that was seen; the stream goes on after it.",
+    ),
+]
+
+
+def _orchestra(request: Request) -> Orchestra:
+    orchestra: Orchestra = request.app.state.orchestra
+    return orchestra
+
+
+async def _opened(request: Request) -> Orchestra:
+    # Not a plain function: those are run in a thread, which costs more than the look-up.
+    return _orchestra(request)
+
+
+Opened = Annotated[Orchestra, Depends(_opened)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class _Out(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class ProcessBody(_Body):
+    content: Content
+    user_id: UserId | None = None
+    context: Context = Field(default_factory=dict)
+    """Given to the agent as it is."""
+    capability: Capability | None = None
+    """Only agents that have it are asked."""
+    agent_id: Id | None = None
+    """This agent is asked, and no other."""
+
+
+class OrchestrateBody(ProcessBody):
+    conversation_id: Id | None = None
+    """Without it a new conversation begins."""
+
+
+class ConversationBody(_Body):
+    id: Id | None = None
+    user_id: UserId | None = None
+    context: Context = Field(default_factory=dict)
+    """Given to every agent that answers in the conversation."""
+    input_policy: InputPolicy | None = None
+    """What becomes of input that comes while the conversation is busy."""
+
+
+class MessageBody(_Body):
+    content: Content
+    author: Author = Author.USER
+    expected_seq: Annotated[int, Field(ge=1, le=2_147_483_647)] | None = None
+    """The number that the message is expected to get; if it would get another, it is refused."""
+
+
+class CandidateOut(_Out):
+    agent: str
+    confidence: float
+
+
+class UsageOut(_Out):
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float | None
+    """None where it is not known."""
+
+
+class AttemptOut(_Out):
+    agent: str
+    instance: str
+    duration_ms: float
+    error: str | None
+
+
+class AnswerOut(_Out):
+    request_id: str
+    conversation_id: str
+    agent: str
+    instance: str
+    confidence: float
+    """From 0 to 1."""
+    stage: str
+    """What decided: explicit, capability, keywords, conversation or fallback."""
+    reason: str
+    alternatives: list[CandidateOut]
+    output: str
+    value: Any
+    """The structured value, when the agent gave one."""
+    usage: UsageOut
+    timings: dict[str, float]
+    """Milliseconds a stage, up to where the answer was put on record."""
+    attempts: list[AttemptOut]
+
+
+class FailureOut(_Out):
+    code: str
+    detail: str
+    timings: dict[str, float]
+    attempts: list[AttemptOut]
+
+
+class RequestOut(_Out):
+    request_id: str
+    conversation_id: str
+    status: RequestStatus
+    agent: str
+    instance: str
+    answer: AnswerOut | None
+    failure: FailureOut | None
+
+
+class AgentOut(_Out):
+    id: str
+    kind: str
+    name: str
+    version: str
+    provider: str | None
+    role: Role
+    capabilities: list[str]
+    domain: str | None
+    description: str
+    examples: list[str]
+    keywords: list[str]
+    priority: int
+    enabled: bool
+    limits: LimitsDefinition
+    settings: dict[str, Any]
+    status: Status
+    source: Source
+    """Whether it came over the API, from the configuration, or from code."""
+    instances: list[str]
+    fault: str | None
+    """Why it is offline, when it is."""
+    updated_at: datetime
+
+
+class ConversationOut(_Out):
+    id: str
+    user_id: str | None
+    input_policy: InputPolicy
+    context: dict[str, Any]
+    active_agent: str | None
+    """Who answered last."""
+    last_seq: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class MessageOut(_Out):
+    id: str
+    seq: int
+    """Counts from 1, without a gap."""
+    author: Author
+    content: str
+    agent_id: str | None
+    request_id: str | None
+    created_at: datetime
+
+
+class Page(_Out, Generic[T]):
+    items: list[T]
+    next: str | None
+    """The cursor of the next page; none on the last one."""
+
+
+class AgentsHealthOut(_Out):
+    healthy_agents: int
+    unhealthy_agents: int
+    total_agents: int
+    """Those that are enabled."""
+    system_health: SystemHealth
+
+
+class ReadyOut(_Out):
+    ready: bool
+    checks: dict[str, bool]
+
+
+class StatusOut(_Out):
+    version: str
+    uptime: float
+    """Seconds."""
+    in_flight: int
+    ready: bool
+    checks: dict[str, bool]
+    agents: AgentsHealthOut
+
+
+def agent_out(entry: Registered) -> AgentOut:
+    agent = entry.agent
+    return AgentOut(
+        id=agent.id,
+        kind=agent.kind,
+        name=agent.name or agent.id,
+        version=agent.version,
+        provider=agent.provider,
+        role=agent.role,
+        capabilities=list(agent.capabilities),
+        domain=agent.domain,
+        description=agent.description,
+        examples=list(agent.examples),
+        keywords=list(agent.keywords),
+        priority=agent.priority,
+        enabled=agent.enabled,
+        limits=LimitsDefinition(concurrency=agent.limits.concurrency, timeout=agent.limits.timeout),
+        settings=dict(agent.settings),
+        status=entry.status,
+        source=entry.source,
+        instances=[instance.id for instance in entry.pool.instances],
+        fault=entry.fault,
+        updated_at=_time(entry.updated_ms),
+    )
+
+
+def conversation_out(conversation: Conversation) -> ConversationOut:
+    return ConversationOut(
+        id=conversation.id,
+        user_id=conversation.user_id,
+        input_policy=conversation.input_policy,
+        context=dict(conversation.context),
+        active_agent=conversation.active_agent,
+        last_seq=conversation.last_seq,
+        created_at=_time(conversation.created_ms),
+        updated_at=_time(conversation.updated_ms),
+    )
+
+
+def message_out(message: Message) -> MessageOut:
+    return MessageOut(
+        id=message.id,
+        seq=message.seq,
+        author=message.author,
+        content=message.content,
+        agent_id=message.agent_id,
+        request_id=message.request_id,
+        created_at=_time(message.created_ms),
+    )
+
+
+def request_out(record: Record) -> RequestOut:
+    end = record.end
+    return RequestOut(
+        request_id=record.request_id,
+        conversation_id=record.conversation_id,
+        status=record.status,
+        agent=record.route.primary.agent_id,
+        instance=record.instance_id,
+        answer=AnswerOut.model_validate(answer_json(end)) if isinstance(end, Answer) else None,
+        failure=_failure_out(end) if isinstance(end, Failure) else None,
+    )
+
+
+def _failure_out(failure: Failure) -> FailureOut:
+    attempts = [
+        AttemptOut(agent=a.agent_id, instance=a.instance_id, duration_ms=a.duration_ms, error=a.error)
+        for a in failure.attempts
+    ]
+    return FailureOut(code=failure.code, detail=failure.detail, timings=dict(failure.timings), attempts=attempts)
+
+
+def _time(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1_000, UTC)

@@ -1,0 +1,404 @@
+"""The command line. Nothing heavy is imported before a command needs it: ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from agent_orchestra.errors import ConfigurationError, InvalidInput, OrchestraError
+
+if TYPE_CHECKING:
+    from agent_orchestra.core.stream import StreamEvent
+    from agent_orchestra.runtime.orchestra import Orchestra
+    from agent_orchestra.settings import Settings
+
+__all__ = ["app", "main"]
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="orchestra",
+    help="Makes one reliable service of many AI agents.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+agents_app = typer.Typer(help="Look at agents, register and remove them.", no_args_is_help=True)
+conversations_app = typer.Typer(help="Look at conversations.", no_args_is_help=True)
+keys_app = typer.Typer(help="Make and revoke the keys that callers need.", no_args_is_help=True)
+app.add_typer(agents_app, name="agents")
+app.add_typer(conversations_app, name="conversations")
+app.add_typer(keys_app, name="keys")
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="The settings file; else ORCHESTRA_CONFIG, else ./orchestra.yaml."),
+]
+Database = Annotated[
+    str | None, typer.Option("--database", "-d", help="A file for SQLite, or postgresql://…; else as settings say.")
+]
+Tenant = Annotated[str, typer.Option("--tenant", help="Whose data it is about.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """The entry point: every error of ours is one line, and an exit status of 1 (2 for a mistake in what was given)."""
+    try:
+        app()
+    except OrchestraError as error:
+        typer.echo(f"error: {error.detail} [{error.code}]", err=True)
+        raise SystemExit(2 if isinstance(error, ConfigurationError | InvalidInput) else 1) from None
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"orchestra {installed('agent-orchestra')}")
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    config: Config = None,
+    database: Database = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port; 0 takes any free one.")] = None,
+) -> None:
+    """Run the service until it is stopped."""
+    from agent_orchestra import server
+
+    given: dict[str, object] = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    settings = _settings(config, database, server=given)
+
+    def announce(address: str) -> None:
+        typer.echo(f"listening on {address}")
+        sys.stdout.flush()
+
+    server.run(settings, _file(config), announce)
+
+
+@app.command()
+def ask(
+    content: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
+    config: Config = None,
+    database: Database = None,
+    agent: Annotated[str | None, typer.Option(help="Ask this agent.")] = None,
+    capability: Annotated[str | None, typer.Option(help="Ask only agents that have it.")] = None,
+    conversation: Annotated[str | None, typer.Option(help="Go on in this conversation.")] = None,
+    user: Annotated[str | None, typer.Option(help="Who asks.")] = None,
+    tenant: Tenant = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Ask one question, in this process."""
+    from agent_orchestra.core.request import answer_json
+    from agent_orchestra.core.stream import StreamEventType
+
+    def show(event: StreamEvent) -> None:
+        if event.type is StreamEventType.DELTA:
+            typer.echo(event.data["text"], nl=False)
+            sys.stdout.flush()
+        elif event.type is StreamEventType.COMPLETED:
+            typer.echo("")
+
+    async def do(orchestra: Orchestra) -> None:
+        answer = await orchestra.process_request(
+            sys.stdin.read() if content == "-" else content,
+            conversation_id=conversation,
+            user_id=user,
+            capability=capability,
+            agent_id=agent,
+            tenant=tenant,
+            emit=None if as_json else show,
+        )
+        if as_json:
+            _print_json(answer_json(answer))
+            return
+        typer.secho(
+            f"-- {answer.agent} ({answer.stage}, confidence {answer.confidence:.2f}, {answer.timings['total']:.0f} ms)"
+            f": {answer.reason}\n-- conversation {answer.conversation_id}",
+            dim=True,
+            err=True,
+        )
+
+    _with_orchestra(config, database, do)
+
+
+@app.command()
+def migrate(
+    config: Config = None,
+    database: Database = None,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail unless the schema is current.")] = False,
+) -> None:
+    """Bring the database's schema up to date."""
+    from agent_orchestra import bootstrap
+
+    settings = _settings(config, database)
+    differences = asyncio.run(bootstrap.check_schema(settings.database) if check else _migrated(settings))
+    for difference in differences:
+        typer.echo(difference, err=True)
+    if differences:
+        raise typer.Exit(1)
+    typer.echo("the schema is current")
+
+
+async def _migrated(settings: Settings) -> Sequence[str]:
+    from agent_orchestra import bootstrap
+
+    async with bootstrap.open_storage(settings.database):
+        return ()
+
+
+@agents_app.command("list")
+def list_agents(
+    config: Config = None,
+    database: Database = None,
+    role: Annotated[str | None, typer.Option(help="Only of this role.")] = None,
+    capability: Annotated[str | None, typer.Option(help="Only with this capability.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Only of this domain.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Only of this provider.")] = None,
+    status: Annotated[str | None, typer.Option(help="Only with this status.")] = None,
+    tenant: Tenant = "default",
+    as_json: AsJson = False,
+) -> None:
+    """List the agents."""
+    from agent_orchestra.core.agent import Filter, Role, Status
+
+    async def do(orchestra: Orchestra) -> None:
+        wanted = Filter(
+            role=_choice(Role, role, "--role"),
+            capability=capability,
+            domain=domain,
+            provider=provider,
+            status=_choice(Status, status.upper() if status else None, "--status"),
+        )
+        found = orchestra.get_agents(wanted, tenant=tenant)
+        if as_json:
+            _print_json([_agent_json(entry) for entry in found])
+            return
+        rows = [(e.agent.id, e.agent.kind, e.agent.role, e.status, ", ".join(e.agent.capabilities)) for e in found]
+        _print_table(("agent", "kind", "role", "status", "capabilities"), rows)
+
+    _with_orchestra(config, database, do)
+
+
+@agents_app.command("show")
+def show_agent(agent_id: str, config: Config = None, database: Database = None, tenant: Tenant = "default") -> None:
+    """Show one agent as JSON."""
+
+    async def do(orchestra: Orchestra) -> None:
+        _print_json(_agent_json(orchestra.get_agent(agent_id, tenant=tenant)))
+
+    _with_orchestra(config, database, do)
+
+
+@agents_app.command("register")
+def register_agent(
+    file: Annotated[Path, typer.Argument(help="A definition in YAML or JSON; - reads standard input.")],
+    config: Config = None,
+    database: Database = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Update the agent if there is one of that id.")] = False,
+    tenant: Tenant = "default",
+) -> None:
+    """Register an agent, so that running services take it up within a second."""
+    from agent_orchestra.errors import AgentExists
+    from agent_orchestra.settings import read_agent
+
+    agent = read_agent(file)
+
+    async def do(orchestra: Orchestra) -> None:
+        try:
+            await orchestra.register_agent(agent, tenant=tenant)
+        except AgentExists:
+            if not replace:
+                raise
+            await orchestra.update_agent(agent, tenant=tenant)
+        typer.echo(f"registered {agent.id}")
+
+    _with_orchestra(config, database, do)
+
+
+@agents_app.command("remove")
+def remove_agent(agent_id: str, config: Config = None, database: Database = None, tenant: Tenant = "default") -> None:
+    """Remove an agent."""
+
+    async def do(orchestra: Orchestra) -> None:
+        await orchestra.unregister_agent(agent_id, tenant=tenant)
+        typer.echo(f"removed {agent_id}")
+
+    _with_orchestra(config, database, do)
+
+
+@conversations_app.command("list")
+def list_conversations(
+    config: Config = None,
+    database: Database = None,
+    user: Annotated[str | None, typer.Option(help="Only of this user.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500)] = 20,
+    tenant: Tenant = "default",
+    as_json: AsJson = False,
+) -> None:
+    """List conversations, newest first."""
+
+    async def do(orchestra: Orchestra) -> None:
+        found = await orchestra.get_conversations(user_id=user, limit=limit, tenant=tenant)
+        if as_json:
+            _print_json([_fields(conversation) for conversation in found])
+            return
+        rows = [(c.id, c.user_id or "", c.active_agent or "", str(c.last_seq), _time(c.created_ms)) for c in found]
+        _print_table(("conversation", "user", "agent", "messages", "begun"), rows)
+
+    _with_orchestra(config, database, do)
+
+
+@conversations_app.command("show")
+def show_conversation(
+    conversation_id: str,
+    config: Config = None,
+    database: Database = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 100,
+    tenant: Tenant = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Show the messages of a conversation in order."""
+
+    async def do(orchestra: Orchestra) -> None:
+        found = await orchestra.get_messages(conversation_id, limit=limit, tenant=tenant)
+        if as_json:
+            _print_json([_fields(message) for message in found])
+            return
+        for message in found:
+            typer.secho(f"{message.seq}. {message.agent_id or message.author}  {_time(message.created_ms)}", dim=True)
+            typer.echo(f"{message.content}\n")
+
+    _with_orchestra(config, database, do)
+
+
+@keys_app.command("create")
+def create_key(
+    scope: Annotated[list[str], typer.Option(help="read, run or admin; each includes those before it.")],
+    config: Config = None,
+    database: Database = None,
+    tenant: Tenant = "default",
+) -> None:
+    """Make a key, and print it for the only time."""
+    from agent_orchestra.core.access import Scope
+
+    scopes = [_choice(Scope, name, "--scope") or Scope.READ for name in scope]
+
+    async def do(orchestra: Orchestra) -> None:
+        key, text = await orchestra.keys.create(tenant, scopes)
+        typer.echo(text)
+        typer.secho(f"key {key.id} of tenant {key.tenant}: keep it now, it is not shown again", dim=True, err=True)
+
+    _with_orchestra(config, database, do)
+
+
+@keys_app.command("list")
+def list_keys(
+    config: Config = None,
+    database: Database = None,
+    tenant: Annotated[str | None, typer.Option(help="Only of this tenant.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the keys, without their secrets."""
+
+    async def do(orchestra: Orchestra) -> None:
+        found = await orchestra.keys.find(tenant)
+        if as_json:
+            _print_json([{k: v for k, v in _fields(key).items() if k != "digest"} for key in found])
+            return
+        rows = [
+            (k.id, k.tenant, ", ".join(k.scopes), _time(k.created_ms), _time(k.revoked_ms) if k.revoked_ms else "")
+            for k in found
+        ]
+        _print_table(("key", "tenant", "scopes", "made", "revoked"), rows)
+
+    _with_orchestra(config, database, do)
+
+
+@keys_app.command("revoke")
+def revoke_key(key_id: str, config: Config = None, database: Database = None) -> None:
+    """Revoke a key; services stop believing it within seconds."""
+
+    async def do(orchestra: Orchestra) -> None:
+        key = await orchestra.keys.revoke(key_id)
+        typer.echo(f"revoked {key.id}")
+
+    _with_orchestra(config, database, do)
+
+
+def _settings(config: Path | None, database: str | None, **overrides: dict[str, object]) -> Settings:
+    from agent_orchestra.settings import database_url, load_settings
+
+    if database is not None:
+        overrides["database"] = {"url": database_url(database)}
+    return load_settings(config, **overrides)
+
+
+def _file(config: Path | None) -> Path | None:
+    from agent_orchestra.settings import config_file
+
+    return config_file(config)
+
+
+def _with_orchestra(config: Path | None, database: str | None, do: Callable[[Orchestra], Awaitable[T]]) -> T:
+    from agent_orchestra.bootstrap import open_from_settings
+
+    settings = _settings(config, database)
+
+    async def run() -> T:
+        async with open_from_settings(settings, config=_file(config)) as orchestra:
+            return await do(orchestra)
+
+    return asyncio.run(run())
+
+
+def _choice(kind: Any, text: str | None, option: str) -> Any:
+    if text is None:
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is none of {', '.join(kind)}", param_hint=option) from None
+
+
+def _agent_json(entry: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {**asdict(entry.agent), "status": entry.status, "source": entry.source, "fault": entry.fault}
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(value)
+
+
+def _time(milliseconds: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(milliseconds / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def _print_table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(soft_wrap=True).print(table)

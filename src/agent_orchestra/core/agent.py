@@ -1,0 +1,189 @@
+"""What an agent is, what makes a definition valid, and which status its facts amount to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from agent_orchestra.core.values import JsonObject, faults_in
+from agent_orchestra.errors import Fault
+
+__all__ = [
+    "ID_PATTERN",
+    "MAX_LINES",
+    "MAX_LINE_CHARS",
+    "MAX_TEXT_CHARS",
+    "RESERVED_IDS",
+    "Agent",
+    "Filter",
+    "Limits",
+    "Role",
+    "Status",
+    "SystemHealth",
+    "check",
+    "matches",
+    "status",
+    "system_health",
+]
+
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$"
+MAX_LINES = 256
+MAX_LINE_CHARS = 500
+MAX_TEXT_CHARS = 4_000
+
+#: What stands where an id would, in the paths of the API.
+RESERVED_IDS = frozenset({"health", "resolve"})
+
+#: A last line may be followed by a newline in Python's ``$``; ids must not be.
+_ID = re.compile(ID_PATTERN[1:-1])
+
+
+class Role(StrEnum):
+    WORKER = "worker"
+    SPECIALIST = "specialist"
+    SUPERVISOR = "supervisor"
+    ORCHESTRATOR = "orchestrator"
+
+
+class Status(StrEnum):
+    """IDLE and BUSY can take work; DEGRADED can, but its last calls failed; OFFLINE and DISABLED cannot."""
+
+    IDLE = "IDLE"
+    BUSY = "BUSY"
+    DEGRADED = "DEGRADED"
+    OFFLINE = "OFFLINE"
+    DISABLED = "DISABLED"
+
+
+class SystemHealth(StrEnum):
+    HEALTHY = "healthy"
+    WARNING = "warning"
+    DEGRADED = "degraded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """``concurrency``: calls at once on each instance. ``timeout``: seconds a call; none means the request's own."""
+
+    concurrency: int = 100
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """The definition of an agent. What runs it follows from ``kind``, which also gives ``settings`` their shape."""
+
+    id: str
+    kind: str
+    name: str = ""
+    version: str = "1"
+    provider: str | None = None
+    role: Role = Role.WORKER
+    capabilities: tuple[str, ...] = ()
+    domain: str | None = None
+    description: str = ""
+    examples: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+    priority: int = 0
+    enabled: bool = True
+    limits: Limits = Limits()
+    settings: JsonObject = field(default_factory=dict[str, None])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which agents are wanted; a field that is none admits all."""
+
+    role: Role | None = None
+    capability: str | None = None
+    domain: str | None = None
+    provider: str | None = None
+    status: Status | None = None
+
+
+def matches(wanted: Filter, agent: Agent, now: Status) -> bool:
+    """Whether an agent, with its present status, is one of those wanted. Capabilities are compared without case."""
+    return (
+        wanted.role in (None, agent.role)
+        and wanted.domain in (None, agent.domain)
+        and wanted.provider in (None, agent.provider)
+        and wanted.status in (None, now)
+        and (wanted.capability is None or wanted.capability.casefold() in {c.casefold() for c in agent.capabilities})
+    )
+
+
+def check(agent: Agent) -> tuple[Fault, ...]:
+    """All that is wrong with a definition, whatever its kind; empty when it is valid."""
+    return tuple(_faults(agent))
+
+
+def _faults(agent: Agent) -> Iterator[Fault]:
+    if not _ID.fullmatch(agent.id):
+        yield Fault(path="id", message="1 to 64 letters, digits, '_', '.' or '-', the first a letter or digit")
+    elif agent.id in RESERVED_IDS:
+        yield Fault(path="id", message=f"'{agent.id}' is the name of a page of the API; choose another")
+    if not agent.kind:
+        yield Fault(path="kind", message="is required")
+    for path, text, longest in (
+        ("name", agent.name, MAX_LINE_CHARS),
+        ("version", agent.version, 64),
+        ("provider", agent.provider or "", 64),
+        ("domain", agent.domain or "", 64),
+        ("description", agent.description, MAX_TEXT_CHARS),
+    ):
+        if len(text) > longest:
+            yield Fault(path=path, message=f"has {len(text)} characters; at most {longest}")
+    for path, lines in (
+        ("capabilities", agent.capabilities),
+        ("examples", agent.examples),
+        ("keywords", agent.keywords),
+    ):
+        yield from _faults_in_lines(path, lines)
+    for path, value in (
+        ("name", agent.name),
+        ("version", agent.version),
+        ("provider", agent.provider),
+        ("domain", agent.domain),
+        ("description", agent.description),
+        ("capabilities", agent.capabilities),
+        ("examples", agent.examples),
+        ("keywords", agent.keywords),
+        ("settings", agent.settings),
+    ):
+        yield from faults_in(path, value)
+    if not -1_000 <= agent.priority <= 1_000:
+        yield Fault(path="priority", message="must lie between -1000 and 1000")
+    if not 1 <= agent.limits.concurrency <= 10_000:
+        yield Fault(path="limits.concurrency", message="must lie between 1 and 10000")
+    if agent.limits.timeout is not None and not 0 < agent.limits.timeout <= 86_400:
+        yield Fault(path="limits.timeout", message="must be over 0 and at most 86400 seconds")
+
+
+def _faults_in_lines(path: str, lines: Sequence[str]) -> Iterator[Fault]:
+    if len(lines) > MAX_LINES:
+        yield Fault(path=path, message=f"has {len(lines)} entries; at most {MAX_LINES}")
+    for number, line in enumerate(lines):
+        if not line.strip():
+            yield Fault(path=f"{path}.{number}", message="is empty")
+        elif len(line) > MAX_LINE_CHARS:
+            yield Fault(path=f"{path}.{number}", message=f"has {len(line)} characters; at most {MAX_LINE_CHARS}")
+
+
+def status(*, enabled: bool, instances: int, in_flight: int, failures_in_row: int) -> Status:
+    """The status that these facts amount to. Three failures in a row make an agent DEGRADED, one success mends it."""
+    if not enabled:
+        return Status.DISABLED
+    if not instances:
+        return Status.OFFLINE
+    if failures_in_row >= 3:
+        return Status.DEGRADED
+    return Status.BUSY if in_flight else Status.IDLE
+
+
+def system_health(*, unhealthy: int, total: int) -> SystemHealth:
+    """``healthy`` with none unhealthy, ``degraded`` with more than half of them, ``warning`` between."""
+    if not unhealthy:
+        return SystemHealth.HEALTHY
+    return SystemHealth.DEGRADED if 2 * unhealthy > total else SystemHealth.WARNING

@@ -1,0 +1,42 @@
+"""The few value types that every part shares, and what makes a value fit to be stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, TypeAlias
+
+from agent_orchestra.errors import Fault
+
+__all__ = ["Json", "JsonObject", "cleaned", "faults_in"]
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+JsonObject: TypeAlias = Mapping[str, Json]
+
+_DEEPEST: Final = 50
+
+
+def faults_in(path: str, value: Json, *, depth: int = 0) -> Iterator[Fault]:
+    """What in a value cannot be stored: NUL and half characters, numbers that are none, nesting without end."""
+    if isinstance(value, str):
+        if cleaned(value) != value:
+            yield Fault(path=path, message="has a NUL, or half of a surrogate pair; leave such characters out")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            yield Fault(path=path, message="is not a finite number")
+    elif depth >= _DEEPEST and isinstance(value, Mapping | Sequence):
+        yield Fault(path=path, message=f"is nested more than {_DEEPEST} deep")
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from faults_in(path, key, depth=depth + 1)
+            yield from faults_in(f"{path}.{key}", inner, depth=depth + 1)
+    elif isinstance(value, Sequence):
+        for number, inner in enumerate(value):
+            yield from faults_in(f"{path}.{number}", inner, depth=depth + 1)
+
+
+def cleaned(text: str) -> str:
+    """The text with U+FFFD for what no database can hold. Most texts come back as they are, at no cost."""
+    if text.isascii():
+        return text.replace("\0", "\ufffd") if "\0" in text else text
+    return text.replace("\0", "\ufffd").encode("utf-8", "surrogatepass").decode("utf-8", "replace")

@@ -1,0 +1,264 @@
+"""Every error that Agent Orchestra raises, one class per decision that its catcher makes.
+
+    OrchestraError
+    ├── InvalidInput                  the caller must change what it sends
+    │   ├── InvalidAgent
+    │   └── BodyTooLarge
+    ├── Unauthenticated               no key, or one that is not known
+    ├── Forbidden                     a known key without the scope
+    ├── NotFound                      the thing that was named is not there
+    │   ├── AgentNotFound · ConversationNotFound · RequestNotFound · KeyNotFound
+    │   └── NoAgentMatches            no agent was named, and none fits
+    ├── Conflict                      the thing is in another state than the caller thought
+    │   ├── AgentExists · ConversationExists · ConversationBusy · SequenceConflict
+    │   └── IdempotencyMismatch · StreamMismatch
+    ├── Unavailable                   the same call may succeed later
+    │   ├── Overloaded · NoInstanceAvailable · ShuttingDown
+    │   └── StorageUnavailable ── StorageFull
+    ├── RunFailed                     accepted and recorded, and it did not succeed
+    │   └── AgentFailed · DeadlineExceeded · Interrupted · Superseded
+    └── ConfigurationError            the operator must change something before a start
+        └── ForeignDatabase · DatabaseTooNew · MissingExtra · AddressInUse · KeysRequired
+
+An error carries a sentence for a person (``detail``), a stable ``code`` for programs, whether the same call
+may succeed later (``retryable``), and small JSON values (``data``). It never carries a secret or a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+__all__ = [
+    "AddressInUse",
+    "AgentExists",
+    "AgentFailed",
+    "AgentNotFound",
+    "BodyTooLarge",
+    "ConfigurationError",
+    "Conflict",
+    "ConversationBusy",
+    "ConversationExists",
+    "ConversationNotFound",
+    "DatabaseTooNew",
+    "DeadlineExceeded",
+    "Fault",
+    "Forbidden",
+    "ForeignDatabase",
+    "IdempotencyMismatch",
+    "Interrupted",
+    "InvalidAgent",
+    "InvalidInput",
+    "KeyNotFound",
+    "KeysRequired",
+    "MissingExtra",
+    "NoAgentMatches",
+    "NoInstanceAvailable",
+    "NotFound",
+    "OrchestraError",
+    "Overloaded",
+    "RequestNotFound",
+    "RunFailed",
+    "SequenceConflict",
+    "ShuttingDown",
+    "StorageFull",
+    "StorageUnavailable",
+    "StreamMismatch",
+    "Superseded",
+    "Unauthenticated",
+    "Unavailable",
+    "run_failure",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that is wrong with an input: where (a dotted path, empty for the whole), and what."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class OrchestraError(Exception):
+    """The root: catch it to catch all of ours, and nothing else."""
+
+    code: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str, **data: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.data: Mapping[str, object] = data
+
+
+class InvalidInput(OrchestraError):
+    code = "invalid_input"
+
+    def __init__(self, detail: str, *, faults: tuple[Fault, ...] = ()) -> None:
+        super().__init__(detail)
+        self.faults = faults
+
+
+class InvalidAgent(InvalidInput):
+    code = "invalid_agent"
+
+    def __init__(self, agent_id: str, faults: tuple[Fault, ...]) -> None:
+        super().__init__(f"agent '{agent_id}' is not valid: {'; '.join(map(str, faults))}", faults=faults)
+
+
+class BodyTooLarge(InvalidInput):
+    code = "body_too_large"
+
+
+class Unauthenticated(OrchestraError):
+    code = "unauthenticated"
+
+
+class Forbidden(OrchestraError):
+    code = "forbidden"
+
+
+class NotFound(OrchestraError):
+    code = "not_found"
+
+
+class AgentNotFound(NotFound):
+    code = "agent_not_found"
+
+
+class ConversationNotFound(NotFound):
+    code = "conversation_not_found"
+
+
+class RequestNotFound(NotFound):
+    code = "request_not_found"
+
+
+class KeyNotFound(NotFound):
+    code = "key_not_found"
+
+
+class NoAgentMatches(NotFound):
+    code = "no_agent_matches"
+
+
+class Conflict(OrchestraError):
+    code = "conflict"
+
+
+class AgentExists(Conflict):
+    code = "agent_exists"
+
+
+class ConversationExists(Conflict):
+    code = "conversation_exists"
+
+
+class ConversationBusy(Conflict):
+    code = "conversation_busy"
+    retryable = True
+
+
+class SequenceConflict(Conflict):
+    code = "sequence_conflict"
+
+
+class IdempotencyMismatch(Conflict):
+    code = "idempotency_mismatch"
+
+
+class StreamMismatch(Conflict):
+    code = "stream_mismatch"
+
+
+class Unavailable(OrchestraError):
+    """``retry_after``: seconds after which the same call is worth another try."""
+
+    code = "unavailable"
+    retryable = True
+
+    def __init__(self, detail: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+
+
+class NoInstanceAvailable(Unavailable):
+    code = "no_instance_available"
+
+
+class ShuttingDown(Unavailable):
+    code = "shutting_down"
+
+
+class StorageUnavailable(Unavailable):
+    code = "storage_unavailable"
+
+
+class StorageFull(StorageUnavailable):
+    code = "storage_full"
+
+
+class RunFailed(OrchestraError):
+    """An accepted request that ended without an answer. It is recorded: the same idempotency key gives it again."""
+
+    code = "run_failed"
+
+
+class AgentFailed(RunFailed):
+    code = "agent_failed"
+
+
+class DeadlineExceeded(RunFailed):
+    code = "deadline_exceeded"
+
+
+class Interrupted(RunFailed):
+    code = "interrupted"
+
+
+class Superseded(RunFailed):
+    code = "superseded"
+
+
+def run_failure(code: str, detail: str, data: Mapping[str, object]) -> RunFailed:
+    """The error that was recorded under ``code``; a plain :class:`RunFailed` where a newer release wrote the row."""
+    known: dict[str, type[RunFailed]] = {kind.code: kind for kind in (RunFailed, *_descendants(RunFailed))}
+    return known.get(code, RunFailed)(detail, **data)
+
+
+def _descendants(kind: type[RunFailed]) -> Iterator[type[RunFailed]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _descendants(child)
+
+
+class ConfigurationError(OrchestraError):
+    code = "configuration"
+
+
+class ForeignDatabase(ConfigurationError):
+    code = "foreign_database"
+
+
+class DatabaseTooNew(ConfigurationError):
+    code = "database_too_new"
+
+
+class MissingExtra(ConfigurationError):
+    code = "missing_extra"
+
+
+class AddressInUse(ConfigurationError):
+    code = "address_in_use"
+
+
+class KeysRequired(ConfigurationError):
+    code = "keys_required"

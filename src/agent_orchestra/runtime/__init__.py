@@ -1,0 +1,1 @@
+"""The application: who acts, in which order, through which ports. A port stands beside its caller."""

@@ -1,0 +1,647 @@
+"""The one way through: gather, decide, do, record, answer."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator, Generator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent_orchestra.core import stream
+from agent_orchestra.core.conversation import Conversation, InputPolicy
+from agent_orchestra.core.message import Message
+from agent_orchestra.core.request import (
+    Answer,
+    Failure,
+    Record,
+    Request,
+    RequestStatus,
+    answer_json,
+    check,
+)
+from agent_orchestra.core.routing import Route
+from agent_orchestra.core.stream import StreamEvent, StreamEventType
+from agent_orchestra.core.values import Json
+from agent_orchestra.errors import (
+    AgentFailed,
+    ConversationBusy,
+    DeadlineExceeded,
+    IdempotencyMismatch,
+    Interrupted,
+    OrchestraError,
+    Overloaded,
+    RunFailed,
+    SequenceConflict,
+    ShuttingDown,
+    StorageUnavailable,
+    StreamMismatch,
+    Superseded,
+    run_failure,
+)
+from agent_orchestra.runtime.clock import new_id, now_ms
+from agent_orchestra.runtime.conversations import ELSEWHERE_SECONDS, Turns
+from agent_orchestra.runtime.executor import Call, Executor, Instance, Outcome, Pool
+from agent_orchestra.runtime.registry import Registry
+from agent_orchestra.runtime.router import Router
+from agent_orchestra.runtime.telemetry import Stopwatch, Telemetry
+
+__all__ = ["Accepted", "Dispatcher", "Leases", "Loaded", "RunLog", "Running", "Submitted", "fingerprint"]
+
+#: How long a running request belongs to its process without a sign of life.
+LEASE_SECONDS = 15.0
+RENEW_SECONDS = 5.0
+RECORD_AGAIN_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What is on record before a request begins: its conversation, the last messages, and itself if it came before."""
+
+    conversation: Conversation | None
+    history: Sequence[Message]
+    record: Record | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """A request that is to be put on record, with where it goes. ``conversation`` is new when its ``last_seq`` is 0."""
+
+    request: Request
+    conversation: Conversation
+    new: bool
+    route: Route
+    instance_id: str
+    lease_until_ms: int
+    take_over: bool
+
+
+class RunLog(Protocol):
+    """The record of requests. Each entry is written together with its messages and events, or not at all."""
+
+    async def load(self, request: Request, *, limit: int) -> Loaded:
+        """Raises :class:`ConversationNotFound` for a conversation that is named and not there."""
+        ...
+
+    async def accept(self, entry: Accepted) -> Record | None:
+        """Puts a request on record as running, with the user's message; its conversation is then held by it.
+
+        Gives the record that has the same idempotency key when there is one, and then writes nothing. Raises
+        :class:`SequenceConflict` when the conversation has grown since it was loaded, :class:`ConversationBusy` while
+        another request holds it, unless ``take_over`` says to end that one.
+        """
+        ...
+
+    async def record(
+        self, tenant: str, request_id: str, conversation_id: str, end: Answer | Failure, status: RequestStatus
+    ) -> None:
+        """Puts the end of a request on record, with the agent's message, and frees its conversation.
+
+        Raises the error that is on record when the request has ended already: it was taken over, or given up for dead.
+        """
+        ...
+
+    async def find(self, tenant: str, request_id: str) -> Record:
+        """Raises :class:`RequestNotFound`."""
+        ...
+
+
+class Leases(Protocol):
+    """The signs of life of running requests."""
+
+    async def renew(self, request_ids: Sequence[str], until_ms: int) -> None:
+        """Makes these requests belong to their process until then."""
+        ...
+
+    async def reap(self, now_ms: int) -> int:
+        """Ends the requests whose process has given no sign of life, as interrupted; gives their number."""
+        ...
+
+
+def fingerprint(request: Request) -> str:
+    """A digest of what is asked, so that a key or a stream is never answered for another question."""
+    asked = [
+        request.content,
+        request.conversation_id,
+        request.user_id,
+        request.context,
+        request.capability,
+        request.agent_id,
+    ]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class Running:
+    """A request that runs in this process: what its stream has told so far, and how it ends."""
+
+    def __init__(self, request: Request) -> None:
+        loop = asyncio.get_running_loop()
+        self.request = request
+        self.on_record: asyncio.Future[Record | None] = loop.create_future()
+        self.ended: asyncio.Future[Answer] = loop.create_future()
+        self.record_ms = 0.0
+        self.task: asyncio.Task[None] | None = None
+        self.cause: RunFailed | None = None
+        self._interruptible = False
+        self._events: list[StreamEvent] = []
+        self._more = asyncio.Event()
+
+    def tell(self, event: StreamEvent) -> None:
+        self._events.append(event)
+        self._more.set()
+
+    def told(self, after: int) -> list[StreamEvent]:
+        """What was told after a position, a piece that it lies in cut to the rest."""
+        fresh: list[StreamEvent] = []
+        for event in reversed(self._events):
+            if event.position <= after:
+                break
+            fresh.append(event)
+        fresh.reverse()
+        if fresh and fresh[0].type is StreamEventType.DELTA:
+            text = str(fresh[0].data["text"])
+            begins = fresh[0].position - len(text)
+            if begins < after:
+                fresh[0] = stream.delta(text[after - begins :], said=after - 2)
+        return fresh
+
+    async def more(self) -> None:
+        """Waits for something to be told after the last look at :meth:`told`."""
+        self._more.clear()
+        await self._more.wait()
+
+    @contextmanager
+    def interruptible(self) -> Generator[None]:
+        """Only within the block does :meth:`cancel` break in; what is being written is never left half done."""
+        if self.cause is not None:
+            raise self.cause
+        self._interruptible = True
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self.cause is None or self.task is None:
+                raise
+            self.task.uncancel()
+            raise self.cause from None
+        finally:
+            self._interruptible = False
+
+    def cancel(self, cause: RunFailed) -> None:
+        """Ends the request for this reason, at the next place where it can be ended."""
+        if self.cause is None:
+            self.cause = cause
+            if self._interruptible and self.task is not None:
+                self.task.cancel()
+
+    def finish(self, answer: Answer) -> None:
+        if not self.ended.done():
+            self.tell(stream.completed(answer_json(answer)))
+            self.ended.set_result(answer)
+
+    def fail(self, error: OrchestraError) -> None:
+        if not self.ended.done():
+            self.tell(stream.failed({"code": error.code, "detail": error.detail, **_plain(error)}))
+            self.ended.set_exception(error)
+            # Whoever waits is given it; that nobody waits (a stream, a client that hung up) is no fault.
+            self.ended.exception()
+
+    def refuse(self, error: OrchestraError) -> None:
+        """Ends a request that never came on record."""
+        if not self.on_record.done():
+            self.on_record.set_exception(error)
+            self.on_record.exception()
+        self.fail(error)
+
+
+def _plain(error: OrchestraError) -> dict[str, Json]:
+    return {key: value for key, value in error.data.items() if isinstance(value, str | int | float | bool)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """A request that is on record. ``running`` is none when it runs elsewhere, or has ended."""
+
+    request_id: str
+    running: Running | None
+
+
+class Dispatcher:
+    """Takes every request the one way: load, route, accept, run, record.
+
+    A request that is on record runs to its end whether or not anybody still waits for it, and its end is recorded
+    before it is told.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        router: Router,
+        executor: Executor,
+        log: RunLog,
+        leases: Leases,
+        turns: Turns,
+        telemetry: Telemetry,
+        default_policy: InputPolicy,
+        history_messages: int,
+        max_concurrent: int,
+        timeout_seconds: float,
+    ) -> None:
+        self._registry = registry
+        self._router = router
+        self._executor = executor
+        self._log = log
+        self._leases = leases
+        self._turns = turns
+        self._telemetry = telemetry
+        self._default_policy = default_policy
+        self._history_messages = history_messages
+        self._max_concurrent = max_concurrent
+        self._timeout_seconds = timeout_seconds
+        self._running: dict[str, Running] = {}
+        self._by_key: dict[tuple[str, str], Running] = {}
+        self._closing = False
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._running)
+
+    async def dispatch(self, request: Request) -> Answer:
+        """The answer to a request. Raises what refused it, or the :class:`RunFailed` that it ended with."""
+        return await self.answer(request.tenant, await self.submit(request))
+
+    async def submit(self, request: Request) -> Submitted:
+        """Puts a request on record and lets it run.
+
+        With an idempotency key that was used before, gives the request that had it. Raises what refuses the request; it
+        is then not on record, and its key is free.
+        """
+        check(
+            request.content, user_id=request.user_id, context=request.context, idempotency_key=request.idempotency_key
+        )
+        if request.idempotency_key and (first := self._by_key.get((request.tenant, request.idempotency_key))):
+            _same(request, first.request.fingerprint)
+            return await self._joined(first)
+        if self._closing:
+            raise ShuttingDown("the service is stopping; send the request to another one, or again when it is back")
+        if len(self._running) >= self._max_concurrent:
+            raise Overloaded(f"{self._max_concurrent} requests are running, which is the limit; try again")
+        running = Running(request)
+        self._running[request.id] = running
+        if request.idempotency_key:
+            self._by_key[request.tenant, request.idempotency_key] = running
+        running.task = asyncio.create_task(self._run(running))
+        return await self._joined(running)
+
+    async def answer(self, tenant: str, submitted: Submitted) -> Answer:
+        """Waits for the end of a request, wherever it runs. Raises the :class:`RunFailed` that it ended with."""
+        if submitted.running is not None:
+            return await asyncio.shield(submitted.running.ended)
+        record = await self._ended_elsewhere(tenant, submitted.request_id)
+        if isinstance(record.end, Answer):
+            return record.end
+        raise _failure_of(record)
+
+    async def follow(
+        self, tenant: str, request_id: str, *, after: int = 0, asked: str | None = None
+    ) -> AsyncIterator[StreamEvent]:
+        """The events of a request after a position, as they come.
+
+        ``asked``: the fingerprint of what the caller believes it asked. Raises :class:`RequestNotFound` and
+        :class:`StreamMismatch` at once.
+        """
+        running = self._running.get(request_id)
+        if running is not None and running.request.tenant == tenant:
+            _same_stream(asked, running.request.fingerprint)
+            return self._follow_here(running, after)
+        record = await self._log.find(tenant, request_id)
+        _same_stream(asked, record.fingerprint)
+        return self._follow_elsewhere(tenant, record, after)
+
+    async def watch(self) -> None:
+        """Gives the signs of life of what runs here, and ends what died elsewhere, for ever."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            try:
+                if self._running:
+                    await self._leases.renew(list(self._running), now_ms() + int(LEASE_SECONDS * 1_000))
+                if dead := await self._leases.reap(now_ms()):
+                    self._telemetry.warn("requests_interrupted", count=dead)
+            except StorageUnavailable as error:
+                self._telemetry.warn("leases_not_renewed", code=error.code)
+
+    async def close(self, grace_seconds: float) -> None:
+        """Takes nothing new, lets what runs end within the grace, and records the rest as interrupted."""
+        self._closing = True
+        tasks = [running.task for running in self._running.values() if running.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace_seconds)
+        for running in self._running.values():
+            running.cancel(Interrupted("the service stopped before this request had ended"))
+        tasks = [task for task in tasks if not task.done()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=RECORD_AGAIN_SECONDS * 2)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._executor.close(RECORD_AGAIN_SECONDS)
+
+    async def _joined(self, running: Running) -> Submitted:
+        before = await asyncio.shield(running.on_record)
+        if before is None:
+            return Submitted(request_id=running.request.id, running=running)
+        return Submitted(request_id=before.request_id, running=self._running.get(before.request_id))
+
+    async def _run(self, running: Running) -> None:
+        request = running.request
+        try:
+            with self._telemetry.span("orchestrate", **{"orchestra.tenant": request.tenant}):
+                await self._serve(running)
+        except OrchestraError as error:
+            running.refuse(error)
+        except asyncio.CancelledError:
+            running.refuse(ShuttingDown("the service stopped before this request was on record"))
+        except Exception as error:  # noqa: BLE001  the task ends here, and says so
+            self._telemetry.fail("request_broke", request_id=request.id, error=type(error).__name__, exc_info=True)
+            running.refuse(OrchestraError("something went wrong inside the service; its log has more"))
+        finally:
+            del self._running[request.id]
+            if request.idempotency_key:
+                del self._by_key[request.tenant, request.idempotency_key]
+
+    async def _serve(self, running: Running) -> None:
+        request = running.request
+        watch = Stopwatch()
+        deadline = asyncio.get_running_loop().time() + self._timeout_seconds
+        async with AsyncExitStack() as held:
+            place = await self._accept(running, watch, deadline, held)
+            if place is None:
+                return
+            with self._telemetry.span("invoke_agent", **{"gen_ai.agent.id": place.call.agent.id}):
+                end, status = await self._perform(running, place, watch, deadline)
+            await self._settle(running, place.call.conversation_id, end, status)
+        self._tell_end(request, place, end, running.record_ms)
+
+    async def _accept(self, running: Running, watch: Stopwatch, deadline: float, held: AsyncExitStack) -> _Place | None:
+        """Has the request put on record. None when its key was used before."""
+        request = running.request
+        holds = take_over = False
+        while True:
+            loaded = Loaded(conversation=None, history=(), record=None)
+            if request.conversation_id is not None:
+                loaded = await self._log.load(request, limit=self._history_messages)
+                if loaded.record is not None:
+                    return self._repeated(running, loaded.record)
+            conversation = loaded.conversation or self._new_conversation(request)
+            if not holds:
+                holds = True
+                if await self._take_turn(running, conversation, deadline, held):
+                    continue
+            watch.lap("load")
+            roster = self._registry.roster(request.tenant)
+            route = self._router.route(request, loaded.conversation, roster)
+            entry = roster.get(route.primary.agent_id)
+            instance = self._executor.reserve(entry.agent, entry.pool)
+            watch.lap("route")
+            accepted = False
+            try:
+                before = await self._log.accept(
+                    Accepted(
+                        request=request,
+                        conversation=conversation,
+                        new=loaded.conversation is None,
+                        route=route,
+                        instance_id=instance.id,
+                        lease_until_ms=now_ms() + int(LEASE_SECONDS * 1_000),
+                        take_over=take_over,
+                    )
+                )
+                accepted = before is None
+            except SequenceConflict:
+                continue
+            except ConversationBusy:
+                # Another process holds it: the row says so, and there is nothing here to wait on.
+                if conversation.input_policy is InputPolicy.REJECT:
+                    raise
+                take_over = conversation.input_policy is InputPolicy.INTERRUPT
+                if not take_over:
+                    await self._pause(running, deadline)
+                continue
+            finally:
+                if not accepted:
+                    self._executor.release(instance)
+            if before is not None:
+                return self._repeated(running, before)
+            watch.lap("accept")
+            running.tell(stream.routed(route, request_id=request.id, conversation_id=conversation.id))
+            running.tell(stream.started(agent_id=entry.agent.id, instance_id=instance.id))
+            running.on_record.set_result(None)
+            call = Call(
+                request_id=request.id,
+                conversation_id=conversation.id,
+                tenant=request.tenant,
+                agent=entry.agent,
+                content=request.content,
+                history=loaded.history,
+                context={**conversation.context, **request.context},
+                user_id=request.user_id or conversation.user_id,
+            )
+            return _Place(call=call, route=route, pool=entry.pool, instance=instance)
+
+    async def _perform(
+        self, running: Running, place: _Place, watch: Stopwatch, deadline: float
+    ) -> tuple[Answer | Failure, RequestStatus]:
+        seconds = max(deadline - asyncio.get_running_loop().time(), 0.0)
+        told = ""
+
+        def emit(piece: str, said: int) -> None:
+            nonlocal told
+            told += piece
+            running.tell(stream.delta(piece, said=said))
+
+        try:
+            with running.interruptible():
+                outcome = await self._executor.run(place.pool, place.instance, place.call, seconds=seconds, emit=emit)
+        except RunFailed as cause:
+            watch.lap("run")
+            outcome = Outcome(reply=None, error=cause, told=told, attempts=())
+        watch.lap("run")
+        timings = {**watch.timings, "total": watch.total()}
+        if outcome.reply is None:
+            error = outcome.error or AgentFailed("the agent gave nothing back")
+            status = RequestStatus.CANCELLED if isinstance(error, Superseded) else RequestStatus.FAILED
+            failure = Failure(
+                code=error.code,
+                detail=error.detail,
+                data=_plain(error),
+                output=outcome.told,
+                timings=timings,
+                attempts=outcome.attempts,
+            )
+            return failure, status
+        route = place.route
+        answer = Answer(
+            request_id=running.request.id,
+            conversation_id=place.call.conversation_id,
+            agent=route.primary.agent_id,
+            instance=place.instance.id,
+            confidence=route.primary.confidence,
+            stage=route.stage,
+            reason=route.reason,
+            alternatives=route.alternatives,
+            output=outcome.reply.output,
+            value=outcome.reply.value,
+            usage=outcome.reply.usage,
+            timings=timings,
+            attempts=outcome.attempts,
+        )
+        return answer, RequestStatus.SUCCEEDED
+
+    async def _settle(
+        self, running: Running, conversation_id: str, end: Answer | Failure, status: RequestStatus
+    ) -> None:
+        """Records the end, then tells it. While it cannot be recorded the callers know, and it is tried again."""
+        request = running.request
+        began = time.perf_counter()
+        while True:
+            try:
+                await self._log.record(request.tenant, request.id, conversation_id, end, status)
+            except StorageUnavailable as error:
+                self._telemetry.fail("answer_not_recorded", request_id=request.id, code=error.code)
+                running.fail(error)
+                await asyncio.sleep(RECORD_AGAIN_SECONDS)
+            except RunFailed as error:
+                running.fail(error)
+                return
+            else:
+                running.record_ms = round((time.perf_counter() - began) * 1_000, 3)
+                if isinstance(end, Answer):
+                    running.finish(end)
+                else:
+                    running.fail(run_failure(end.code, end.detail, end.data))
+                return
+
+    async def _take_turn(
+        self, running: Running, conversation: Conversation, deadline: float, held: AsyncExitStack
+    ) -> bool:
+        request = running.request
+        cause = Superseded("other input took the turn of this request in its conversation")
+        try:
+            with running.interruptible():
+                async with asyncio.timeout_at(deadline):
+                    return await held.enter_async_context(
+                        self._turns.hold(
+                            request.tenant,
+                            conversation.id,
+                            conversation.input_policy,
+                            cancel=lambda: running.cancel(cause),
+                        )
+                    )
+        except TimeoutError:
+            raise _waited_too_long(conversation.id) from None
+
+    async def _pause(self, running: Running, deadline: float) -> None:
+        if asyncio.get_running_loop().time() >= deadline:
+            raise _waited_too_long(str(running.request.conversation_id))
+        with running.interruptible():
+            await asyncio.sleep(ELSEWHERE_SECONDS)
+
+    def _repeated(self, running: Running, before: Record) -> None:
+        _same(running.request, before.fingerprint)
+        running.on_record.set_result(before)
+
+    def _new_conversation(self, request: Request) -> Conversation:
+        return Conversation(
+            id=new_id(),
+            tenant=request.tenant,
+            user_id=request.user_id,
+            input_policy=self._default_policy,
+            created_ms=request.received_ms,
+            updated_ms=request.received_ms,
+        )
+
+    def _tell_end(self, request: Request, place: _Place, end: Answer | Failure, record_ms: float) -> None:
+        self._telemetry.tell(
+            "request_answered" if isinstance(end, Answer) else "request_failed",
+            request_id=request.id,
+            conversation_id=place.call.conversation_id,
+            trace_id=self._telemetry.trace_id(request.id),
+            tenant=request.tenant,
+            agent=place.call.agent.id,
+            instance=place.instance.id,
+            stage=place.route.stage,
+            confidence=place.route.primary.confidence,
+            code=None if isinstance(end, Answer) else end.code,
+            ms=round(end.timings["total"] + record_ms, 3),
+        )
+
+    async def _follow_here(self, running: Running, after: int) -> AsyncIterator[StreamEvent]:
+        while after < stream.END:
+            for event in running.told(after):
+                yield event
+                after = event.position
+            if after < stream.END and not running.told(after):
+                await running.more()
+
+    async def _follow_elsewhere(self, tenant: str, record: Record, after: int) -> AsyncIterator[StreamEvent]:
+        head = (
+            stream.routed(record.route, request_id=record.request_id, conversation_id=record.conversation_id),
+            stream.started(agent_id=record.route.primary.agent_id, instance_id=record.instance_id),
+        )
+        if record.end is None:
+            for event in head:
+                if event.position > after:
+                    yield event
+                    after = event.position
+            record = await self._ended_elsewhere(tenant, record.request_id)
+        if isinstance(record.end, Answer):
+            output, last = record.end.output, stream.completed(answer_json(record.end))
+        else:
+            error = _failure_of(record)
+            output = record.end.output if record.end else ""
+            last = stream.failed({"code": error.code, "detail": error.detail, **_plain(error)})
+        for event in stream.retell(head, output, last, after=after):
+            yield event
+
+    async def _ended_elsewhere(self, tenant: str, request_id: str) -> Record:
+        """The record of a request once it has ended; whose process it is, its lease sees to it that it ends."""
+        pause = ELSEWHERE_SECONDS
+        while True:
+            record = await self._log.find(tenant, request_id)
+            if record.end is not None:
+                return record
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where an accepted request runs."""
+
+    call: Call
+    route: Route
+    pool: Pool
+    instance: Instance
+
+
+def _same(request: Request, asked_before: str) -> None:
+    if request.fingerprint != asked_before:
+        raise IdempotencyMismatch("this idempotency key was used for another request; a new request needs a new key")
+
+
+def _same_stream(asked: str | None, before: str) -> None:
+    if asked is not None and asked != before:
+        raise StreamMismatch("Last-Event-ID belongs to another request than this one; leave it out to ask anew")
+
+
+def _failure_of(record: Record) -> RunFailed:
+    if isinstance(record.end, Failure):
+        return run_failure(record.end.code, record.end.detail, record.end.data)
+    return RunFailed("the request has not ended")
+
+
+def _waited_too_long(conversation_id: str) -> DeadlineExceeded:
+    return DeadlineExceeded(f"conversation '{conversation_id}' did not become free before the request's deadline")

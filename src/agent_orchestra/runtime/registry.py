@@ -1,0 +1,335 @@
+"""Knows the agents: registers, validates, lists and finds them, and keeps them connected to what runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Protocol
+
+from agent_orchestra.core import agent as agents
+from agent_orchestra.core.agent import Agent, Filter, Status
+from agent_orchestra.core.routing import KeywordIndex, resolve
+from agent_orchestra.core.values import JsonObject
+from agent_orchestra.errors import (
+    AgentExists,
+    AgentNotFound,
+    Fault,
+    Forbidden,
+    InvalidAgent,
+    StorageUnavailable,
+)
+from agent_orchestra.runtime.clock import now_ms
+from agent_orchestra.runtime.executor import Instance, Pool
+from agent_orchestra.runtime.telemetry import Telemetry
+
+__all__ = ["AgentStore", "Kind", "Registered", "Registry", "Roster", "Source", "StoredAgent"]
+
+
+class Source(StrEnum):
+    """Where a definition comes from. All tenants share those of the configuration; those in code are not stored."""
+
+    API = "api"
+    CONFIG = "config"
+    CODE = "code"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAgent:
+    """A definition as it is kept. ``origin``: a digest of the configured definition that it was made from."""
+
+    tenant: str
+    agent: Agent
+    source: Source
+    origin: str | None = None
+    updated_ms: int
+
+
+class AgentStore(Protocol):
+    """Keeps definitions. Each change is kept together with the event that tells of it, or not at all."""
+
+    async def load(self) -> tuple[int, Sequence[StoredAgent]]:
+        """All definitions of all tenants, and the revision that they make up."""
+        ...
+
+    async def save(self, stored: StoredAgent, *, new: bool) -> None:
+        """Keeps a definition. With ``new``, raises :class:`AgentExists` when there is one of that id."""
+        ...
+
+    async def remove(self, tenant: str, agent_id: str) -> None:
+        """Removes a definition. Raises :class:`AgentNotFound`."""
+        ...
+
+    async def revision(self) -> int:
+        """A number that is another one after every change, by whichever process."""
+        ...
+
+
+class Kind(Protocol):
+    """One kind of agent: what its settings look like, and how its instances are made."""
+
+    @property
+    def schema(self) -> JsonObject:
+        """The JSON Schema of ``Agent.settings`` for this kind."""
+        ...
+
+    async def connect(self, agent: Agent, *, trusted: bool) -> Sequence[Instance]:
+        """The instances of an agent, at least one.
+
+        ``trusted`` says that the operator wrote the definition, not a caller. Raises :class:`InvalidAgent` with what is
+        wrong in ``settings``, or :class:`Forbidden` for what only an operator may name.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """An agent as it is known now. ``fault``: why it has no instances, when it has none."""
+
+    tenant: str
+    agent: Agent
+    source: Source
+    pool: Pool
+    updated_ms: int
+    fault: str | None = None
+    origin: str | None = None
+
+    @property
+    def status(self) -> Status:
+        return agents.status(
+            enabled=self.agent.enabled,
+            instances=len(self.pool.instances),
+            in_flight=self.pool.in_flight,
+            failures_in_row=self.pool.failures_in_row,
+        )
+
+
+class Roster:
+    """The agents that one tenant sees, at one moment. Never changes; a request works on the one that it began with."""
+
+    def __init__(self, entries: Mapping[str, Registered]) -> None:
+        self.entries = entries
+
+    @cached_property
+    def available(self) -> Mapping[str, Agent]:
+        """Those that can take work."""
+        return {e.agent.id: e.agent for e in self.entries.values() if e.agent.enabled and e.pool.instances}
+
+    @cached_property
+    def index(self) -> KeywordIndex:
+        return KeywordIndex(self.available.values())
+
+    def get(self, agent_id: str) -> Registered:
+        """Raises :class:`AgentNotFound`, with the nearest id when one is near."""
+        if entry := self.entries.get(agent_id):
+            return entry
+        near = difflib.get_close_matches(agent_id, self.entries, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise AgentNotFound(f"there is no agent '{agent_id}'{hint}")
+
+
+class Registry:
+    """All agents of all tenants, as stored, as configured and as given in code."""
+
+    def __init__(
+        self, *, store: AgentStore, kinds: Mapping[str, Kind], shared_tenant: str, telemetry: Telemetry
+    ) -> None:
+        self._store = store
+        self._kinds = kinds
+        self._shared_tenant = shared_tenant
+        self._telemetry = telemetry
+        self._entries: dict[tuple[str, str], Registered] = {}
+        self._rosters: dict[str, Roster] = {}
+        self._revision = -1
+        self._changing = asyncio.Lock()
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        return self._kinds
+
+    async def start(self, configured: Sequence[Agent] | None) -> None:
+        """Loads what is stored and brings it in line with the configuration, when there is one.
+
+        A configured definition replaces the stored one only where the file has changed since it was last read, so that
+        what was changed at run time outlives a restart. Raises :class:`InvalidAgent` for a wrong definition.
+        """
+        async with self._changing:
+            await self._reload()
+            if configured is not None:
+                await self._configure(configured)
+
+    async def register(self, tenant: str, agent: Agent) -> Registered:
+        """Adds an agent. Raises :class:`InvalidAgent`, :class:`AgentExists` or :class:`Forbidden`."""
+        async with self._changing:
+            if agent.id in self.roster(tenant).entries:
+                raise AgentExists(f"there is already an agent '{agent.id}'; update it, or choose another id")
+            return await self._put(tenant, agent, new=True)
+
+    async def register_in_code(self, tenant: str, agent: Agent, instances: Sequence[Instance]) -> Registered:
+        """Adds an agent whose instances only this process has; a second time replaces it. It is not stored."""
+        if faults := agents.check(agent):
+            raise InvalidAgent(agent.id, faults)
+        async with self._changing:
+            entry = Registered(
+                tenant=tenant, agent=agent, source=Source.CODE, pool=Pool(instances), updated_ms=now_ms()
+            )
+            self._entries[tenant, agent.id] = entry
+            self._rosters.clear()
+            return entry
+
+    async def update(self, tenant: str, agent: Agent) -> Registered:
+        """Replaces a definition. Calls that run finish on what they began with. Raises as :meth:`register`."""
+        async with self._changing:
+            self._mine(tenant, agent.id)
+            return await self._put(tenant, agent, new=False)
+
+    async def unregister(self, tenant: str, agent_id: str) -> None:
+        """Removes an agent. Raises :class:`AgentNotFound` or :class:`Forbidden`."""
+        async with self._changing:
+            entry = self._mine(tenant, agent_id)
+            if entry.source is not Source.CODE:
+                await self._store.remove(tenant, agent_id)
+            del self._entries[tenant, agent_id]
+            self._rosters.clear()
+
+    def roster(self, tenant: str) -> Roster:
+        """The agents that a tenant sees now: its own, and the shared ones that it does not have itself."""
+        roster = self._rosters.get(tenant)
+        if roster is None:
+            shared = {
+                agent_id: entry
+                for (owner, agent_id), entry in self._entries.items()
+                if owner == self._shared_tenant and entry.source is not Source.API
+            }
+            own = {agent_id: entry for (owner, agent_id), entry in self._entries.items() if owner == tenant}
+            roster = self._rosters[tenant] = Roster(dict(sorted((shared | own).items())))
+        return roster
+
+    def find(self, tenant: str, wanted: Filter) -> list[Registered]:
+        """The agents that are wanted, by id."""
+        return [e for e in self.roster(tenant).entries.values() if agents.matches(wanted, e.agent, e.status)]
+
+    def resolve(self, tenant: str, action: str) -> Registered:
+        """The agent that an action's name means. Raises :class:`NoAgentMatches`."""
+        roster = self.roster(tenant)
+        return roster.entries[resolve(action, roster.available).id]
+
+    async def watch(self, seconds: float) -> None:
+        """Sees the changes that other processes make, for ever."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                if await self._store.revision() != self._revision:
+                    async with self._changing:
+                        await self._reload()
+            except StorageUnavailable as error:
+                self._telemetry.warn("registry_not_refreshed", code=error.code)
+
+    def _mine(self, tenant: str, agent_id: str) -> Registered:
+        entry = self.roster(tenant).get(agent_id)
+        if entry.tenant != tenant:
+            raise Forbidden(f"agent '{agent_id}' is shared by all tenants; only its operator can change it")
+        return entry
+
+    async def _put(
+        self, tenant: str, agent: Agent, *, new: bool, source: Source | None = None, origin: str | None = None
+    ) -> Registered:
+        before = self._entries.get((tenant, agent.id))
+        if before is not None and before.source is Source.CODE:
+            instances = before.pool.instances
+            self._checked(agent)
+        else:
+            instances = await self._connect(agent, trusted=source is Source.CONFIG or _same_settings(before, agent))
+        stored = StoredAgent(
+            tenant=tenant,
+            agent=agent,
+            source=source or (before.source if before else Source.API),
+            origin=origin if source else (before.origin if before else None),
+            updated_ms=max(now_ms(), before.updated_ms + 1 if before else 0),
+        )
+        if stored.source is not Source.CODE:
+            await self._store.save(stored, new=new)
+        return self._add(stored, instances, None)
+
+    def _add(self, stored: StoredAgent, instances: Sequence[Instance], fault: str | None) -> Registered:
+        entry = Registered(
+            tenant=stored.tenant,
+            agent=stored.agent,
+            source=stored.source,
+            pool=Pool(instances),
+            updated_ms=stored.updated_ms,
+            fault=fault,
+            origin=stored.origin,
+        )
+        self._entries[stored.tenant, stored.agent.id] = entry
+        self._rosters.clear()
+        return entry
+
+    def _checked(self, agent: Agent) -> Kind:
+        faults = agents.check(agent)
+        kind = self._kinds.get(agent.kind)
+        if kind is None:
+            near = difflib.get_close_matches(agent.kind, self._kinds, n=1)
+            known = f"did you mean '{near[0]}'?" if near else f"known kinds: {', '.join(sorted(self._kinds))}"
+            faults += (Fault(path="kind", message=f"there is no kind '{agent.kind}'; {known}"),)
+        if faults or kind is None:
+            raise InvalidAgent(agent.id, faults)
+        return kind
+
+    async def _connect(self, agent: Agent, *, trusted: bool) -> Sequence[Instance]:
+        return await self._checked(agent).connect(agent, trusted=trusted)
+
+    async def _reload(self) -> None:
+        """Takes over what is stored, keeping the pools of agents that have not changed."""
+        revision, stored = await self._store.load()
+        kept = {key: entry for key, entry in self._entries.items() if entry.source is Source.CODE}
+        for row in stored:
+            key = (row.tenant, row.agent.id)
+            before = self._entries.get(key)
+            if key in kept:
+                continue
+            if before is not None and before.agent == row.agent and before.pool.instances:
+                kept[key] = dataclasses.replace(before, source=row.source, origin=row.origin)
+                continue
+            try:
+                # What is stored was allowed when it was stored; a function that is gone since then is told as a fault.
+                kept[key] = self._add(row, await self._connect(row.agent, trusted=True), None)
+            except (InvalidAgent, Forbidden) as error:
+                self._telemetry.warn("agent_offline", agent=row.agent.id, reason=error.detail)
+                kept[key] = self._add(row, (), error.detail)
+        self._entries = kept
+        self._rosters.clear()
+        self._revision = revision
+
+    async def _configure(self, configured: Sequence[Agent]) -> None:
+        tenant = self._shared_tenant
+        wanted = {agent.id: agent for agent in configured}
+        for agent in wanted.values():
+            before = self._entries.get((tenant, agent.id))
+            origin = _digest(agent)
+            if before is None or before.source is not Source.CONFIG or before.origin != origin:
+                await self._put(tenant, agent, new=before is None, source=Source.CONFIG, origin=origin)
+        gone = [
+            entry.agent.id
+            for entry in self._entries.values()
+            if entry.tenant == tenant and entry.source is Source.CONFIG and entry.agent.id not in wanted
+        ]
+        for agent_id in gone:
+            await self._store.remove(tenant, agent_id)
+            del self._entries[tenant, agent_id]
+        self._rosters.clear()
+
+
+def _same_settings(before: Registered | None, agent: Agent) -> bool:
+    """Whether an update leaves alone what the operator allowed before."""
+    return before is not None and (before.agent.kind, before.agent.settings) == (agent.kind, agent.settings)
+
+
+def _digest(agent: Agent) -> str:
+    return hashlib.sha256(json.dumps(dataclasses.asdict(agent), sort_keys=True).encode()).hexdigest()

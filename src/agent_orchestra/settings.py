@@ -1,0 +1,307 @@
+"""One YAML file and the environment, read into one checked value.
+
+The file is ``orchestra.yaml`` in the working folder, or the one that ``--config`` or ``ORCHESTRA_CONFIG`` names. The
+environment wins over it: ``ORCHESTRA_SERVER__PORT=8200`` is ``server: {port: 8200}``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, cast, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from agent_orchestra.core.agent import Agent
+from agent_orchestra.core.conversation import InputPolicy
+from agent_orchestra.definitions import AgentDefinition
+from agent_orchestra.errors import ConfigurationError
+
+__all__ = [
+    "DatabaseSettings",
+    "Logs",
+    "Server",
+    "Settings",
+    "config_file",
+    "database_url",
+    "load_settings",
+    "read_agent",
+    "without_effect",
+]
+
+_ENVIRONMENT: Final = "ORCHESTRA_"
+_CONFIG_VARIABLE: Final = "ORCHESTRA_CONFIG"
+_DEFAULT_FILE: Final = "orchestra.yaml"
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class LoadBalancing(_Section):
+    enabled: bool = True
+    """Off: an agent's first free instance takes every call."""
+    algorithm: Literal["round_robin"] = "round_robin"
+
+
+class CircuitBreaker(_Section):
+    enabled: bool = True
+    failure_threshold: Annotated[int, Field(ge=1)] = 5
+    recovery_timeout: Seconds = 60.0
+
+
+class Metrics(_Section):
+    collection_enabled: bool = True
+    retention_days: Annotated[int, Field(ge=1)] = 7
+    detailed_logging: bool = False
+    """Log the message and place of what an agent's own code raises, not only its class. Messages may hold secrets."""
+
+
+class Orchestrator(_Section):
+    routing_strategy: Literal["simple", "hybrid"] = "hybrid"
+    """``hybrid`` uses every stage there is, cheapest first; ``simple`` is those of names, capabilities and words."""
+    fallback_agent: str | None = None
+    """The agent that answers when no other matches."""
+    max_concurrent_requests: Annotated[int, Field(ge=1, le=100_000)] = 100
+    """Requests at once; one more is refused with 503 and Retry-After."""
+    request_timeout: Seconds = 300.0
+    """Seconds for a whole request, waiting for its turn in a conversation included."""
+    health_check_interval: Seconds = 30.0
+    max_output_chars: Annotated[int, Field(ge=1, le=100_000_000)] = 1_000_000
+    """The longest output that an agent may give."""
+    load_balancing: LoadBalancing = LoadBalancing()
+    circuit_breaker: CircuitBreaker = CircuitBreaker()
+
+
+class Server(_Section):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8100
+    """0 takes any free port."""
+    max_body_bytes: Annotated[int, Field(ge=1_024)] = 1_048_576
+    """The longest body of a request that is read."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names besides those of loopback by which the service may be called without a key."""
+    shutdown_grace: Annotated[float, Field(ge=0, le=3_600)] = 10.0
+    """Seconds that running requests have to end when the service is stopped."""
+
+
+class DatabaseSettings(_Section):
+    url: str = "sqlite:///orchestra.db"
+    """``sqlite:///file.db`` (relative to the working folder) or ``postgresql://user@host/name``."""
+    synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
+    """SQLite only. NORMAL survives the death of the process, FULL that of the machine, at the cost of a disk flush."""
+    pool_size: Annotated[int, Field(ge=1, le=1_000)] = 10
+    """Postgres only: connections that are kept; twice as many may be open."""
+
+
+class ConversationSettings(_Section):
+    input_policy: InputPolicy = InputPolicy.ENQUEUE
+    """What becomes of input that comes while another request holds the conversation."""
+    history_messages: Annotated[int, Field(ge=0, le=1_000)] = 50
+    """How many of the last messages an agent is given."""
+
+
+class Functions(_Section):
+    allowed_modules: tuple[str, ...] = ()
+    """Modules whose functions may be named by agents that are registered over the API."""
+
+
+class Registry(_Section):
+    refresh_seconds: Seconds = 1.0
+    """How soon a change by another process is seen."""
+
+
+class Logs(_Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+    """``auto``: for people on a terminal, JSON elsewhere."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Unknown keys are errors."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_ENVIRONMENT,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    orchestrator: Orchestrator = Orchestrator()
+    server: Server = Server()
+    database: DatabaseSettings = DatabaseSettings()
+    conversations: ConversationSettings = ConversationSettings()
+    functions: Functions = Functions()
+    registry: Registry = Registry()
+    metrics: Metrics = Metrics()
+    logs: Logs = Logs()
+    agents: tuple[AgentDefinition, ...] | None = None
+    """The agents of the operator, shared by all tenants. None: the file says nothing about agents."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  the signature is pydantic's
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+
+#: Keys that are read and checked, and that no part acts on yet.
+_WITHOUT_EFFECT: Final = (
+    "orchestrator.health_check_interval",
+    "orchestrator.circuit_breaker",
+    "metrics.collection_enabled",
+    "metrics.retention_days",
+)
+
+
+def load_settings(path: Path | None = None, **overrides: Mapping[str, object]) -> Settings:
+    """The settings of a file and of the environment; ``overrides`` (sections, by name) win over both.
+
+    Raises :class:`ConfigurationError` with the place and the nearest known key, never with a value that may be secret.
+    """
+    given = _read(path)
+    _check_environment()
+    try:
+        settings = Settings(**given)
+        for section, values in overrides.items():
+            before = cast("BaseModel", getattr(settings, section))
+            after = type(before).model_validate({**dict(before), **values})
+            settings = settings.model_copy(update={section: after})
+    except ValidationError as error:
+        where = f" in {path or _DEFAULT_FILE}" if given else ""
+        raise ConfigurationError(f"the settings{where} are not valid: {'; '.join(_sentences(error))}") from None
+    except ValueError as error:
+        # pydantic-settings says so when a variable that should hold JSON does not; its message holds no value.
+        raise ConfigurationError(f"the environment is not valid: {error}") from None
+    return settings
+
+
+def database_url(text: str) -> str:
+    """The address that a person means who gives a path or an address."""
+    return text if "://" in text else f"sqlite:///{text}"
+
+
+def read_agent(path: Path) -> Agent:
+    """One definition of a file in YAML or JSON; ``-`` reads standard input. Raises :class:`ConfigurationError`."""
+    given = _parsed(path)
+    try:
+        definition = AgentDefinition.model_validate(given)
+    except ValidationError as error:
+        faults = "; ".join(_sentences(error, AgentDefinition))
+        raise ConfigurationError(f"the agent in '{path}' is not valid: {faults}") from None
+    return definition.to_agent(definition.id)
+
+
+def without_effect(settings: Settings) -> list[str]:
+    """The keys that somebody has set and that no part acts on yet."""
+    found: list[str] = []
+    for path in _WITHOUT_EFFECT:
+        value: object = settings
+        default: object = Settings.model_construct()
+        for name in path.split("."):
+            value, default = getattr(value, name), getattr(default, name)
+        if value != default:
+            found.append(path)
+    return found
+
+
+def config_file(path: Path | None = None) -> Path | None:
+    """The file that is read: the one that is named, or the default one where it exists."""
+    if path is None and (named := os.environ.get(_CONFIG_VARIABLE)):
+        path = Path(named)
+    if path is None:
+        return Path(_DEFAULT_FILE) if Path(_DEFAULT_FILE).is_file() else None
+    return path
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    found = config_file(path)
+    if found is None:
+        return {}
+    content = _parsed(found)
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"'{found}' must hold keys and values at its top")
+    return cast("dict[str, Any]", content)
+
+
+def _parsed(path: Path) -> object:
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        return yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigurationError(f"cannot read '{path}': {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise ConfigurationError(f"'{path}' is not YAML{place}: {problem}") from None
+
+
+def _check_environment() -> None:
+    """An environment variable of ours that nothing reads is most likely a slip."""
+    for name in os.environ:
+        if not name.startswith(_ENVIRONMENT) or name == _CONFIG_VARIABLE:
+            continue
+        keys = [key.lower() for key in name[len(_ENVIRONMENT) :].split("__")]
+        model: Any = Settings
+        for depth, key in enumerate(keys):
+            known = _fields_of(model)
+            if known is None:
+                break
+            if key not in known:
+                before = ".".join([*keys[:depth], key])
+                raise ConfigurationError(f"environment variable {name}: unknown key '{before}'{_near(key, known)}")
+            model = known[key]
+
+
+def _fields_of(kind: Any) -> Mapping[str, Any] | None:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    return None
+
+
+def _sentences(error: ValidationError, root: type[BaseModel] = Settings) -> Iterator[str]:
+    for found in error.errors(include_input=False, include_url=False):
+        place = ".".join(str(part) for part in found["loc"])
+        if found["type"] == "extra_forbidden":
+            known = _known_at(root, found["loc"][:-1])
+            yield f"unknown key '{place}'{_near(str(found['loc'][-1]), known)}"
+        else:
+            yield f"{place}: {found['msg']}"
+
+
+def _known_at(root: type[BaseModel], place: tuple[int | str, ...]) -> Mapping[str, Any]:
+    kind: Any = root
+    for part in place:
+        if isinstance(part, int):
+            continue
+        kind = _model_in((_fields_of(kind) or {}).get(part))
+    return _fields_of(kind) or {}
+
+
+def _model_in(annotation: Any) -> Any:
+    """The model in an annotation such as ``tuple[Model, ...] | None``."""
+    if get_origin(annotation) is None:
+        return annotation
+    inner = [_model_in(argument) for argument in get_args(annotation)]
+    return next((kind for kind in inner if _fields_of(kind) is not None), None)
+
+
+def _near(key: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    return f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(sorted(known))}"
