@@ -15,7 +15,7 @@ _OPERATORS: dict[type[ast.AST], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
+    ast.Div: lambda dividend, divisor: dividend / divisor,
 }
 
 
@@ -41,7 +41,7 @@ async def clock(_: str) -> str:
     return f"It is {datetime.now(UTC):%A, %d %B %Y, %H:%M} UTC."
 
 
-async def summarize(content: str, call: Call) -> AsyncIterator[str]:
+async def summarize(_: str, call: Call) -> AsyncIterator[str]:
     """An async generator streams; the second argument brings the conversation so far."""
     asked = [message.content for message in call.history if message.author == "user"]
     yield f"So far you have asked {len(asked)} question{'' if len(asked) == 1 else 's'} in this conversation"

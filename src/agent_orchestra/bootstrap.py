@@ -67,7 +67,7 @@ async def open_from_settings(
     """The same, from settings that were read before. ``config``: the file beside which the agents' modules lie."""
     if config is not None:
         _import_from(config)
-    telemetry = Telemetry(log or _standard_log())
+    telemetry = Telemetry(log or _standard_log(), detailed=settings.metrics.detailed_logging)
     for key in without_effect(settings):
         telemetry.warn("setting_without_effect", key=key)
     async with open_storage(settings.database) as database:

@@ -27,6 +27,8 @@ app = typer.Typer(
     help="Makes one reliable service of many AI agents.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Help in plain text: in colour it imports a Markdown renderer, which takes longer than all the rest.
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 agents_app = typer.Typer(help="Look at agents, register and remove them.", no_args_is_help=True)
@@ -398,7 +400,10 @@ def _print_table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=True, overflow="ignore")
     for row in rows:
         table.add_row(*row)
-    Console(soft_wrap=True).print(table)
+    # Wider than any terminal: an id that is cut off is of no use.
+    Console(width=1_000, highlight=False).print(table)

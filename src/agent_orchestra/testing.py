@@ -1,8 +1,8 @@
 """For tests of programs that use Agent Orchestra: a real orchestra that leaves nothing behind, and agents by script.
 
-    async with temporary_orchestra() as orchestra:
-        agent = ScriptedAgent(["first answer", ValueError(), After(0.2, "late answer")])
-        await orchestra.register_agent(Agent(id="scripted", kind="function"), run=agent)
+async with temporary_orchestra() as orchestra:
+    agent = ScriptedAgent(["first answer", ValueError(), After(0.2, "late answer")])
+    await orchestra.register_agent(Agent(id="scripted", kind="function"), run=agent)
 """
 
 from __future__ import annotations

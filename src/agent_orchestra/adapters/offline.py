@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any, Final, cast
@@ -121,6 +122,7 @@ class OfflineBackend:
 def _indexed(passages: Sequence[str]) -> Any:
     import bm25s  # pyright: ignore[reportMissingTypeStubs]  it has none
 
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     index: Any = bm25s.BM25(method="lucene")
     # A passage of stop words only has no terms; the library needs one.
     index.index([list(terms(passage)) or [""] for passage in passages], show_progress=False)

@@ -49,6 +49,7 @@ class ConversationStore(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Turn:
+    key: tuple[str, str]
     cancel: Callable[[], None] | None
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque[asyncio.Future[None]])
 
@@ -75,7 +76,7 @@ class Turns:
         turn = self._held.get(key)
         waited = turn is not None
         if turn is None:
-            turn = self._held[key] = _Turn(cancel)
+            turn = self._held[key] = _Turn(key, cancel)
         else:
             if policy is InputPolicy.REJECT:
                 raise ConversationBusy(busy(conversation_id))
@@ -86,7 +87,7 @@ class Turns:
         try:
             yield waited
         finally:
-            self._hand_on(key, turn)
+            self._hand_on(turn)
 
     async def _wait(self, turn: _Turn) -> None:
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -96,19 +97,16 @@ class Turns:
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
                 # The turn was handed to us in the moment in which we gave up: it goes to the next.
-                self._hand_on(self._key(turn), turn)
+                self._hand_on(turn)
             raise
 
-    def _key(self, turn: _Turn) -> tuple[str, str]:
-        return next(key for key, held in self._held.items() if held is turn)
-
-    def _hand_on(self, key: tuple[str, str], turn: _Turn) -> None:
+    def _hand_on(self, turn: _Turn) -> None:
         while turn.waiting:
             place = turn.waiting.popleft()
             if not place.done():
                 place.set_result(None)
                 return
-        del self._held[key]
+        del self._held[turn.key]
 
 
 def busy(conversation_id: str) -> str:

@@ -462,16 +462,21 @@ class Dispatcher:
             told += piece
             running.tell(stream.delta(piece, said=said))
 
+        called = False
         try:
             with running.interruptible():
+                called = True
                 outcome = await self._executor.run(place.pool, place.instance, place.call, seconds=seconds, emit=emit)
         except RunFailed as cause:
-            watch.lap("run")
+            if not called:
+                self._executor.release(place.instance)
             outcome = Outcome(reply=None, error=cause, told=told, attempts=())
         watch.lap("run")
         timings = {**watch.timings, "total": watch.total()}
         if outcome.reply is None:
             error = outcome.error or AgentFailed("the agent gave nothing back")
+            if error.__cause__ is not None:
+                self._telemetry.raised(error.__cause__, request_id=running.request.id, agent=place.call.agent.id)
             status = RequestStatus.CANCELLED if isinstance(error, Superseded) else RequestStatus.FAILED
             failure = Failure(
                 code=error.code,

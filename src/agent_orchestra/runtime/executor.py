@@ -174,6 +174,7 @@ class Executor:
         elif raised is not None:
             # A backend promises to translate; one that does not must still not take the request down with it.
             error = AgentFailed(f"agent '{call.agent.id}' raised {type(raised).__name__}", cause=type(raised).__name__)
+            error.__cause__ = raised
         else:
             reply, error = _judged(task.result(), teller)
         pool.failures_in_row = pool.failures_in_row + 1 if error else 0

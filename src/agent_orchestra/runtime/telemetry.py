@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Protocol
 
 from opentelemetry import trace
@@ -42,8 +43,9 @@ class Stopwatch:
 class Telemetry:
     """Spans go through the OpenTelemetry API: nothing is sent unless the user's process has set up its SDK."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, *, detailed: bool) -> None:
         self._log = log
+        self._detailed = detailed
         self._tracer = trace.get_tracer("agent_orchestra")
 
     @contextmanager
@@ -58,6 +60,15 @@ class Telemetry:
         """The trace of the current span, or, where nobody traces, the request's own id: 16 bytes as well."""
         context = trace.get_current_span().get_span_context()
         return f"{context.trace_id:032x}" if context.is_valid else request_id.replace("-", "")
+
+    def raised(self, error: BaseException, *, request_id: str, agent: str) -> None:
+        """Tells what an agent's own code raised, and where; its message, which may hold anything, only if wanted."""
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        at = f"{PurePath(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place else None
+        more = {"exc_info": error} if self._detailed else {}
+        self._log.error("agent_raised", request_id=request_id, agent=agent, error=type(error).__name__, at=at, **more)
 
     def tell(self, event: str, **fields: object) -> None:
         self._log.info(event, **fields)
