@@ -87,7 +87,7 @@ def ask_all(client: httpx.Client, table: Table, tally: Tally) -> list[str]:
         response = client.post("/v1/orchestrate", json=body)
         took = (time.perf_counter() - began) * 1_000
         answer = response.json()
-        if response.status_code != httpx.codes.OK:
+        if response.status_code != 200:
             table.add_row(question.content, f"HTTP {response.status_code}", "", "", "", answer["detail"])
             continue
         tally.answered += 1

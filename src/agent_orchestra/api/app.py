@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import Token
 from importlib.metadata import version
 from typing import Any, Final
 
 from fastapi import FastAPI, HTTPException, Response
 from fastapi.routing import APIRoute
+from opentelemetry import context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent_orchestra.api import agents, conversations, orchestrate, problems, status
@@ -89,6 +92,7 @@ class _Guard:
             started = True
             await send(message)
 
+        trace = _caller_trace(scope)
         try:
             await self._app(scope, limited, noting)
         except Exception as error:  # noqa: BLE001  the request ends here, and says so
@@ -96,6 +100,9 @@ class _Guard:
             if not started:
                 broken = problems.plain_response(500, "something went wrong inside the service; its log has more")
                 await broken(scope, receive, send)
+        finally:
+            if trace is not None:
+                context.detach(trace)
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = dict(scope["headers"])
@@ -115,6 +122,14 @@ class _Guard:
 
     def _too_long(self) -> str:
         return f"the body is longer than {self._max_body_bytes} bytes, the limit of server.max_body_bytes"
+
+
+def _caller_trace(scope: Scope) -> Token[context.Context] | None:
+    """Goes on with the trace that the caller is in (W3C Trace Context), when it says so."""
+    carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"] if b"trace" in name}
+    if "traceparent" not in carrier:
+        return None
+    return context.attach(TraceContextTextMapPropagator().extract(carrier))
 
 
 def _host(header: str) -> str:

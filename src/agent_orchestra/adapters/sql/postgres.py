@@ -22,6 +22,8 @@ def translated(error: BaseException | None) -> StorageUnavailable:
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
     if state == "53100":
         return StorageFull("the disk with the database is full; free some space and try again", retry_after=5.0)
+    if state is None and isinstance(error, psycopg.OperationalError):
+        return StorageUnavailable("the database server cannot be reached; is it running, and is database.url right?")
     return StorageUnavailable(f"the database cannot be used now ({state or type(error).__name__}); try again")
 
 
