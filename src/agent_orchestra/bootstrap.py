@@ -79,6 +79,9 @@ async def open_from_settings(
         configured = None if settings.agents is None else [d.to_agent(d.id) for d in settings.agents]
         try:
             await orchestra.start(configured)
+            fallback = settings.orchestrator.fallback_agent
+            if fallback is not None and all(entry.agent.id != fallback for entry in orchestra.get_agents()):
+                telemetry.warn("fallback_agent_missing", agent=fallback)
             yield orchestra
         finally:
             await orchestra.close(settings.server.shutdown_grace)

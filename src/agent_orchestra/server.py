@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -55,8 +56,12 @@ async def _serve(settings: Settings, config: Path | None, announce: Callable[[st
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 timeout_graceful_shutdown=max(1, round(settings.server.shutdown_grace)),
             )
+            # What is there now stays: looking through it again at every collection would only make requests wait.
+            gc.collect()
+            gc.freeze()
             server = _Server(options, lambda: announce(_address(listening)))
             await server.serve([listening])
             left = settings.server.shutdown_grace - (time.monotonic() - server.told_to_stop)

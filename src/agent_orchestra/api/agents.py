@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Response, status
 
 from agent_orchestra.api.auth import Administrator, Reader
 from agent_orchestra.api.problems import described
-from agent_orchestra.api.wire import AgentOut, AgentsHealthOut, Opened, Page, agent_out
+from agent_orchestra.api.wire import AgentOut, AgentsHealthOut, Page, agent_out
 from agent_orchestra.core.agent import Filter, Role, Status
 from agent_orchestra.definitions import AgentChanges, AgentDefinition, AgentReplacement, Id
 
@@ -23,19 +23,16 @@ _Word = Annotated[str | None, Query(min_length=1, max_length=500)]
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=_CHANGES)
-async def register_agent(
-    body: AgentDefinition, response: Response, orchestra: Opened, principal: Administrator
-) -> AgentOut:
+async def register_agent(body: AgentDefinition, response: Response, caller: Administrator) -> AgentOut:
     """Adds an agent."""
-    entry = await orchestra.register_agent(body.to_agent(body.id), tenant=principal.tenant)
+    entry = await caller.orchestra.register_agent(body.to_agent(body.id), tenant=caller.tenant)
     response.headers["Location"] = f"/v1/agents/{entry.agent.id}"
     return agent_out(entry)
 
 
 @router.get("", responses=described(422))
 async def list_agents(
-    orchestra: Opened,
-    principal: Reader,
+    caller: Reader,
     role: Role | None = None,
     capability: _Word = None,
     domain: _Word = None,
@@ -46,46 +43,46 @@ async def list_agents(
 ) -> Page[AgentOut]:
     """The agents, by id, that have all that is asked for."""
     wanted = Filter(role=role, capability=capability, domain=domain, provider=provider, status=status)
-    found = [e for e in orchestra.get_agents(wanted, tenant=principal.tenant) if cursor is None or e.agent.id > cursor]
+    found = [
+        e for e in caller.orchestra.get_agents(wanted, tenant=caller.tenant) if cursor is None or e.agent.id > cursor
+    ]
     items = [agent_out(entry) for entry in islice(found, limit)]
     return Page[AgentOut](items=items, next=items[-1].id if len(found) > limit else None)
 
 
 @router.get("/health")
-async def get_agents_health(orchestra: Opened, principal: Reader) -> AgentsHealthOut:
+async def get_agents_health(caller: Reader) -> AgentsHealthOut:
     """How many agents can answer."""
-    return AgentsHealthOut(**dataclasses.asdict(orchestra.agents_health(tenant=principal.tenant)))
+    return AgentsHealthOut(**dataclasses.asdict(caller.orchestra.agents_health(tenant=caller.tenant)))
 
 
 @router.get("/resolve", responses=described(404, 422))
-async def resolve_agent(
-    orchestra: Opened, principal: Reader, action: Annotated[str, Query(min_length=1, max_length=500)]
-) -> AgentOut:
+async def resolve_agent(caller: Reader, action: Annotated[str, Query(min_length=1, max_length=500)]) -> AgentOut:
     """The agent that an action's name means: its id, one of its capabilities, or ``id.anything``."""
-    return agent_out(orchestra.resolve_agent(action, tenant=principal.tenant))
+    return agent_out(caller.orchestra.resolve_agent(action, tenant=caller.tenant))
 
 
 @router.get("/{agent_id}", responses=described(404, 422))
-async def get_agent(agent_id: Id, orchestra: Opened, principal: Reader) -> AgentOut:
+async def get_agent(agent_id: Id, caller: Reader) -> AgentOut:
     """One agent."""
-    return agent_out(orchestra.get_agent(agent_id, tenant=principal.tenant))
+    return agent_out(caller.orchestra.get_agent(agent_id, tenant=caller.tenant))
 
 
 @router.put("/{agent_id}", responses=_CHANGES)
-async def replace_agent(agent_id: Id, body: AgentReplacement, orchestra: Opened, principal: Administrator) -> AgentOut:
+async def replace_agent(agent_id: Id, body: AgentReplacement, caller: Administrator) -> AgentOut:
     """Replaces the definition of an agent. Calls that run finish on what they began with."""
-    return agent_out(await orchestra.update_agent(body.to_agent(agent_id), tenant=principal.tenant))
+    return agent_out(await caller.orchestra.update_agent(body.to_agent(agent_id), tenant=caller.tenant))
 
 
 @router.patch("/{agent_id}", responses=_CHANGES)
-async def change_agent(agent_id: Id, body: AgentChanges, orchestra: Opened, principal: Administrator) -> AgentOut:
+async def change_agent(agent_id: Id, body: AgentChanges, caller: Administrator) -> AgentOut:
     """Changes the fields that are given, such as ``enabled``; kept over a restart."""
-    agent = orchestra.get_agent(agent_id, tenant=principal.tenant).agent
+    agent = caller.orchestra.get_agent(agent_id, tenant=caller.tenant).agent
     changed = dataclasses.replace(agent, **body.changed())
-    return agent_out(await orchestra.update_agent(changed, tenant=principal.tenant))
+    return agent_out(await caller.orchestra.update_agent(changed, tenant=caller.tenant))
 
 
 @router.delete("/{agent_id}", status_code=status.HTTP_204_NO_CONTENT, responses=described(403, 404, 422, 503, 507))
-async def unregister_agent(agent_id: Id, orchestra: Opened, principal: Administrator) -> None:
+async def unregister_agent(agent_id: Id, caller: Administrator) -> None:
     """Removes an agent. What it is answering now is still answered."""
-    await orchestra.unregister_agent(agent_id, tenant=principal.tenant)
+    await caller.orchestra.unregister_agent(agent_id, tenant=caller.tenant)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Annotated, Final
 
 from fastapi import Depends, Request
 
 from agent_orchestra.core.access import Principal, Scope, allows
 from agent_orchestra.errors import Forbidden, Unauthenticated
-from agent_orchestra.runtime.keys import Keys
-from agent_orchestra.runtime.orchestra import DEFAULT_TENANT
+from agent_orchestra.runtime.orchestra import DEFAULT_TENANT, Orchestra
 
-__all__ = ["Administrator", "Guest", "Reader", "Runner", "is_loopback"]
+__all__ = ["Administrator", "Caller", "Guest", "Reader", "Runner", "is_loopback"]
 
 #: On loopback the caller is the person at the machine.
 Guest: Final = Principal(tenant=DEFAULT_TENANT, scopes=frozenset(Scope))
@@ -29,21 +29,33 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _requires(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
-    async def principal(request: Request) -> Principal:
-        keys: Keys = request.app.state.orchestra.keys
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An open orchestra, and the one on whose behalf it is asked."""
+
+    orchestra: Orchestra
+    principal: Principal
+
+    @property
+    def tenant(self) -> str:
+        return self.principal.tenant
+
+
+def _requires(scope: Scope) -> Callable[[Request], Awaitable[Caller]]:
+    async def caller(request: Request) -> Caller:
+        orchestra: Orchestra = request.app.state.orchestra
         text = _key(request)
         if text is None:
             if request.app.state.keys_required:
                 raise Unauthenticated("send a key as 'Authorization: Bearer …'; 'orchestra keys create' makes one")
             found = Guest
         else:
-            found = await keys.authenticate(text)
+            found = await orchestra.keys.authenticate(text)
         if not allows(found.scopes, scope):
             raise Forbidden(f"this key lacks the scope '{scope}'")
-        return found
+        return Caller(orchestra, found)
 
-    return principal
+    return caller
 
 
 def _key(request: Request) -> str | None:
@@ -56,6 +68,6 @@ def _key(request: Request) -> str | None:
     return text.strip()
 
 
-Reader = Annotated[Principal, Depends(_requires(Scope.READ))]
-Runner = Annotated[Principal, Depends(_requires(Scope.RUN))]
-Administrator = Annotated[Principal, Depends(_requires(Scope.ADMIN))]
+Reader = Annotated[Caller, Depends(_requires(Scope.READ))]
+Runner = Annotated[Caller, Depends(_requires(Scope.RUN))]
+Administrator = Annotated[Caller, Depends(_requires(Scope.ADMIN))]

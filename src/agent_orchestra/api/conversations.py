@@ -16,7 +16,6 @@ from agent_orchestra.api.wire import (
     LastEventId,
     MessageBody,
     MessageOut,
-    Opened,
     Page,
     ProcessBody,
     conversation_out,
@@ -33,16 +32,14 @@ _Limit = Annotated[int, Query(ge=1, le=500)]
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=_CHANGES)
-async def create_conversation(
-    body: ConversationBody, response: Response, orchestra: Opened, principal: Runner
-) -> ConversationOut:
+async def create_conversation(body: ConversationBody, response: Response, caller: Runner) -> ConversationOut:
     """Begins a conversation, empty."""
-    conversation = await orchestra.create_conversation(
+    conversation = await caller.orchestra.create_conversation(
         conversation_id=body.id,
         user_id=body.user_id,
         context=body.context,
         input_policy=body.input_policy,
-        tenant=principal.tenant,
+        tenant=caller.tenant,
     )
     response.headers["Location"] = f"/v1/conversations/{conversation.id}"
     return conversation_out(conversation)
@@ -50,47 +47,47 @@ async def create_conversation(
 
 @router.get("", responses=described(404, 422, 503))
 async def list_conversations(
-    orchestra: Opened,
-    principal: Reader,
+    caller: Reader,
     user_id: Annotated[str | None, Query(min_length=1, max_length=256, pattern="^[^\\x00]*$")] = None,
     cursor: Id | None = None,
     limit: _Limit = 50,
 ) -> Page[ConversationOut]:
     """The conversations, newest first."""
-    found = await orchestra.get_conversations(user_id=user_id, before=cursor, limit=limit + 1, tenant=principal.tenant)
+    found = await caller.orchestra.get_conversations(
+        user_id=user_id, before=cursor, limit=limit + 1, tenant=caller.tenant
+    )
     items = [conversation_out(conversation) for conversation in found[:limit]]
     return Page[ConversationOut](items=items, next=items[-1].id if len(found) > limit else None)
 
 
 @router.get("/{conversation_id}", responses=described(404, 422, 503))
-async def get_conversation(conversation_id: Id, orchestra: Opened, principal: Reader) -> ConversationOut:
+async def get_conversation(conversation_id: Id, caller: Reader) -> ConversationOut:
     """One conversation."""
-    return conversation_out(await orchestra.get_conversation(conversation_id, tenant=principal.tenant))
+    return conversation_out(await caller.orchestra.get_conversation(conversation_id, tenant=caller.tenant))
 
 
 @router.get("/{conversation_id}/messages", responses=described(404, 422, 503))
 async def list_messages(
     conversation_id: Id,
-    orchestra: Opened,
-    principal: Reader,
+    caller: Reader,
     cursor: Annotated[int, Query(ge=0, le=2_147_483_647)] = 0,
     limit: _Limit = 100,
 ) -> Page[MessageOut]:
     """The messages in order; ``cursor`` is the number of the last one that was seen."""
-    found = await orchestra.get_messages(conversation_id, after=cursor, limit=limit + 1, tenant=principal.tenant)
+    found = await caller.orchestra.get_messages(conversation_id, after=cursor, limit=limit + 1, tenant=caller.tenant)
     items = [message_out(message) for message in found[:limit]]
     return Page[MessageOut](items=items, next=str(items[-1].seq) if len(found) > limit else None)
 
 
 @router.post("/{conversation_id}/messages", status_code=status.HTTP_201_CREATED, responses=_CHANGES)
-async def add_message(conversation_id: Id, body: MessageBody, orchestra: Opened, principal: Runner) -> MessageOut:
+async def add_message(conversation_id: Id, body: MessageBody, caller: Runner) -> MessageOut:
     """Adds a message that no agent answers."""
-    message = await orchestra.add_message(
+    message = await caller.orchestra.add_message(
         conversation_id,
         body.content,
         author=body.author,
         expected_seq=body.expected_seq,
-        tenant=principal.tenant,
+        tenant=caller.tenant,
     )
     return message_out(message)
 
@@ -100,10 +97,9 @@ async def process_message(
     conversation_id: Id,
     body: ProcessBody,
     request: Request,
-    orchestra: Opened,
-    principal: Runner,
+    caller: Runner,
     idempotency_key: IdempotencyKey = None,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Has a message of the user answered: the same as ``/v1/orchestrate`` with this conversation."""
-    return await answered(orchestra, principal, request, body, conversation_id, idempotency_key, last_event_id)
+    return await answered(caller, request, body, conversation_id, idempotency_key, last_event_id)

@@ -10,24 +10,22 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from agent_orchestra.api import streams
-from agent_orchestra.api.auth import Reader, Runner
+from agent_orchestra.api.auth import Caller, Reader, Runner
 from agent_orchestra.api.problems import described
 from agent_orchestra.api.wire import (
     AnswerOut,
     IdempotencyKey,
     LastEventId,
-    Opened,
     OrchestrateBody,
     ProcessBody,
     RequestOut,
     request_out,
 )
-from agent_orchestra.core.access import Principal
 from agent_orchestra.core.request import answer_json
 from agent_orchestra.core.stream import END
 from agent_orchestra.definitions import Id
 from agent_orchestra.errors import StreamMismatch
-from agent_orchestra.runtime.orchestra import Orchestra, make_request
+from agent_orchestra.runtime.orchestra import make_request
 
 __all__ = ["ANSWERED", "answered", "router"]
 
@@ -48,13 +46,12 @@ ANSWERED: Final[dict[int | str, dict[str, Any]]] = {
 async def orchestrate(
     body: OrchestrateBody,
     request: Request,
-    orchestra: Opened,
-    principal: Runner,
+    caller: Runner,
     idempotency_key: IdempotencyKey = None,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Routes the content to an agent and gives its answer."""
-    return await answered(orchestra, principal, request, body, body.conversation_id, idempotency_key, last_event_id)
+    return await answered(caller, request, body, body.conversation_id, idempotency_key, last_event_id)
 
 
 @router.get(
@@ -62,9 +59,9 @@ async def orchestrate(
     response_model=RequestOut,
     responses=described(404, 422, 503),
 )
-async def get_request(request_id: Id, orchestra: Opened, principal: Reader) -> RequestOut:
+async def get_request(request_id: Id, caller: Reader) -> RequestOut:
     """What is on record of a request."""
-    return request_out(await orchestra.get_request(request_id, tenant=principal.tenant))
+    return request_out(await caller.orchestra.get_request(request_id, tenant=caller.tenant))
 
 
 @router.get(
@@ -76,21 +73,18 @@ async def get_request(request_id: Id, orchestra: Opened, principal: Reader) -> R
         **described(404, 409, 422, 503),
     },
 )
-async def get_events(
-    request_id: Id, orchestra: Opened, principal: Reader, last_event_id: LastEventId = None
-) -> Response:
+async def get_events(request_id: Id, caller: Reader, last_event_id: LastEventId = None) -> Response:
     """The events of a request, from its beginning or after ``Last-Event-ID``, also when it has ended long ago."""
     after = 0
     if last_event_id is not None:
         of, after = streams.parse_event_id(last_event_id)
         if of != request_id:
             raise StreamMismatch(f"Last-Event-ID belongs to request '{of}', not to '{request_id}'")
-    return await _streamed(orchestra, principal, request_id, after, None, {})
+    return await _streamed(caller, request_id, after, None, {})
 
 
 async def answered(
-    orchestra: Orchestra,
-    principal: Principal,
+    caller: Caller,
     http: Request,
     body: ProcessBody,
     conversation_id: str | None,
@@ -101,7 +95,7 @@ async def answered(
     began = time.perf_counter()
     request = make_request(
         body.content,
-        tenant=principal.tenant,
+        tenant=caller.tenant,
         conversation_id=conversation_id,
         user_id=body.user_id,
         context=body.context,
@@ -112,14 +106,14 @@ async def answered(
     streamed = streams.MEDIA_TYPE in http.headers.get("accept", "")
     if last_event_id is not None and streamed:
         request_id, after = streams.parse_event_id(last_event_id)
-        return await _streamed(orchestra, principal, request_id, after, request.fingerprint, {})
-    submitted = await orchestra.submit(request)
+        return await _streamed(caller, request_id, after, request.fingerprint, {})
+    submitted = await caller.orchestra.submit(request)
     headers = {"X-Request-ID": submitted.request_id}
     if submitted.request_id != request.id:
         headers["Idempotent-Replayed"] = "true"
     if streamed:
-        return await _streamed(orchestra, principal, submitted.request_id, 0, None, headers)
-    answer = await orchestra.answer(principal.tenant, submitted)
+        return await _streamed(caller, submitted.request_id, 0, None, headers)
+    answer = await caller.orchestra.answer(caller.tenant, submitted)
     if submitted.running is not None:
         total = (time.perf_counter() - began) * 1_000
         headers["Server-Timing"] = f"record;dur={submitted.running.record_ms}, total;dur={total:.3f}"
@@ -127,14 +121,13 @@ async def answered(
 
 
 async def _streamed(
-    orchestra: Orchestra,
-    principal: Principal,
+    caller: Caller,
     request_id: str,
     after: int,
     asked: str | None,
     headers: dict[str, str],
 ) -> Response:
-    events = await orchestra.follow(request_id, after=after, asked=asked, tenant=principal.tenant)
+    events = await caller.orchestra.follow(request_id, after=after, asked=asked, tenant=caller.tenant)
     if after == END:
         return Response(status_code=204)
     return streams.event_response(request_id, events, {"X-Request-ID": request_id, **headers})

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from importlib.metadata import version
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from agent_orchestra.api.auth import Reader
-from agent_orchestra.api.wire import AgentsHealthOut, Opened, ReadyOut, StatusOut
+from agent_orchestra.api.wire import AgentsHealthOut, ReadyOut, StatusOut
+from agent_orchestra.runtime.orchestra import Orchestra
 
 __all__ = ["router"]
 
@@ -22,8 +23,9 @@ async def get_alive() -> dict[str, str]:
 
 
 @router.get("/readyz", responses={503: {"model": ReadyOut, "description": "Not ready."}})
-async def get_ready(response: Response, orchestra: Opened) -> ReadyOut:
+async def get_ready(request: Request, response: Response) -> ReadyOut:
     """Whether the database can be reached, and its migrations are current."""
+    orchestra: Orchestra = request.app.state.orchestra
     checks = dict((await orchestra.health()).storage)
     ready = all(checks.values())
     response.status_code = 200 if ready else 503
@@ -31,9 +33,9 @@ async def get_ready(response: Response, orchestra: Opened) -> ReadyOut:
 
 
 @router.get("/v1/status")
-async def get_status(orchestra: Opened, principal: Reader) -> StatusOut:
+async def get_status(caller: Reader) -> StatusOut:
     """The state of this process and of what it needs."""
-    health = await orchestra.health(tenant=principal.tenant)
+    health = await caller.orchestra.health(tenant=caller.tenant)
     return StatusOut(
         version=version("agent-orchestra"),
         uptime=health.uptime,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import Depends, Header, Request
+from fastapi import Header
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent_orchestra.core.agent import Role, Status, SystemHealth
@@ -13,7 +13,6 @@ from agent_orchestra.core.conversation import Conversation, InputPolicy
 from agent_orchestra.core.message import Author, Message
 from agent_orchestra.core.request import MAX_CONTENT_CHARS, Answer, Failure, Record, RequestStatus, answer_json
 from agent_orchestra.definitions import NOT_BLANK, Id, LimitsDefinition, Text
-from agent_orchestra.runtime.orchestra import Orchestra
 from agent_orchestra.runtime.registry import Registered, Source
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
     "LastEventId",
     "MessageBody",
     "MessageOut",
-    "Opened",
     "OrchestrateBody",
     "Page",
     "ProcessBody",
@@ -62,19 +60,6 @@ LastEventId = Annotated[
         description="The last event that was seen; the stream goes on after it.",
     ),
 ]
-
-
-def _orchestra(request: Request) -> Orchestra:
-    orchestra: Orchestra = request.app.state.orchestra
-    return orchestra
-
-
-async def _opened(request: Request) -> Orchestra:
-    # Not a plain function: those are run in a thread, which costs more than the look-up.
-    return _orchestra(request)
-
-
-Opened = Annotated[Orchestra, Depends(_opened)]
 
 
 class _Body(BaseModel):

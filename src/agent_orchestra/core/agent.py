@@ -12,6 +12,7 @@ from agent_orchestra.errors import Fault
 
 __all__ = [
     "ID_PATTERN",
+    "ID_RULE",
     "MAX_LINES",
     "MAX_LINE_CHARS",
     "MAX_TEXT_CHARS",
@@ -23,12 +24,14 @@ __all__ = [
     "Status",
     "SystemHealth",
     "check",
+    "is_id",
     "matches",
     "status",
     "system_health",
 ]
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$"
+ID_RULE = "must be 1 to 64 letters, digits, '_', '.' or '-', the first a letter or digit"
 MAX_LINES = 256
 MAX_LINE_CHARS = 500
 MAX_TEXT_CHARS = 4_000
@@ -114,14 +117,19 @@ def matches(wanted: Filter, agent: Agent, now: Status) -> bool:
     )
 
 
+def is_id(text: str) -> bool:
+    """Whether a text may name an agent, a conversation or a tenant; :data:`ID_RULE` says it in words."""
+    return _ID.fullmatch(text) is not None
+
+
 def check(agent: Agent) -> tuple[Fault, ...]:
     """All that is wrong with a definition, whatever its kind; empty when it is valid."""
     return tuple(_faults(agent))
 
 
 def _faults(agent: Agent) -> Iterator[Fault]:
-    if not _ID.fullmatch(agent.id):
-        yield Fault(path="id", message="1 to 64 letters, digits, '_', '.' or '-', the first a letter or digit")
+    if not is_id(agent.id):
+        yield Fault(path="id", message=ID_RULE)
     elif agent.id in RESERVED_IDS:
         yield Fault(path="id", message=f"'{agent.id}' is the name of a page of the API; choose another")
     if not agent.kind:

@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from agent_orchestra.core.agent import ID_RULE, is_id
 from agent_orchestra.core.conversation import Conversation, InputPolicy
 from agent_orchestra.core.message import Author, Message
 from agent_orchestra.core.request import check
 from agent_orchestra.core.values import JsonObject, faults_in
-from agent_orchestra.errors import ConversationBusy, InvalidInput, SequenceConflict
+from agent_orchestra.errors import ConversationBusy, Fault, InvalidInput, SequenceConflict
 from agent_orchestra.runtime.clock import new_id, now_ms
 
 __all__ = ["ConversationStore", "Conversations", "Turns"]
@@ -132,8 +133,11 @@ class Conversations:
         input_policy: InputPolicy | None = None,
     ) -> Conversation:
         """A new, empty conversation. Raises :class:`ConversationExists` for an id that is taken."""
-        if faults := (*faults_in("user_id", user_id), *faults_in("context", context)):
-            raise InvalidInput("; ".join(map(str, faults)), faults=faults)
+        faults = [*faults_in("user_id", user_id), *faults_in("context", context)]
+        if conversation_id is not None and not is_id(conversation_id):
+            faults.append(Fault(path="id", message=ID_RULE))
+        if faults:
+            raise InvalidInput("; ".join(map(str, faults)), faults=tuple(faults))
         now = now_ms()
         conversation = Conversation(
             id=conversation_id or new_id(),

@@ -121,16 +121,8 @@ class Leases(Protocol):
         ...
 
 
-def fingerprint(request: Request) -> str:
+def fingerprint(*asked: Json) -> str:
     """A digest of what is asked, so that a key or a stream is never answered for another question."""
-    asked = [
-        request.content,
-        request.conversation_id,
-        request.user_id,
-        request.context,
-        request.capability,
-        request.agent_id,
-    ]
     return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

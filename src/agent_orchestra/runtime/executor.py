@@ -209,4 +209,4 @@ def _judged(reply: Reply, teller: _Teller) -> tuple[Reply | None, RunFailed | No
     told = "".join(teller.pieces)
     if told != cleaned(reply.output):
         return None, AgentFailed("the agent's output is not what its stream told", cause="output_mismatch")
-    return dataclasses.replace(reply, output=told), None
+    return reply if told == reply.output else dataclasses.replace(reply, output=told), None

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from agent_orchestra.core.access import Key, Principal, Scope
-from agent_orchestra.errors import Unauthenticated
+from agent_orchestra.core.agent import ID_RULE, is_id
+from agent_orchestra.errors import Fault, InvalidInput, Unauthenticated
 from agent_orchestra.runtime.clock import now_ms
 
 __all__ = ["KeyStore", "Keys"]
@@ -47,7 +48,10 @@ class Keys:
         self._believed: dict[str, tuple[float, Principal]] = {}
 
     async def create(self, tenant: str, scopes: Sequence[Scope]) -> tuple[Key, str]:
-        """A new key, and the only sight of its full text."""
+        """A new key, and the only sight of its full text. Raises :class:`InvalidInput` for a tenant that is no name."""
+        if not is_id(tenant):
+            fault = Fault(path="tenant", message=ID_RULE)
+            raise InvalidInput(str(fault), faults=(fault,))
         secret = secrets.token_urlsafe(32)
         key = Key(
             id=secrets.token_hex(6),

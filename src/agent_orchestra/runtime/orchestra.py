@@ -314,7 +314,7 @@ def make_request(
     idempotency_key: str | None = None,
 ) -> Request:
     """A request with its id, its time and its fingerprint."""
-    request = Request(
+    return Request(
         id=new_id(),
         tenant=tenant,
         content=content,
@@ -324,6 +324,6 @@ def make_request(
         capability=capability,
         agent_id=agent_id,
         idempotency_key=idempotency_key,
+        fingerprint=fingerprint(content, conversation_id, user_id, context or {}, capability, agent_id),
         received_ms=now_ms(),
     )
-    return dataclasses.replace(request, fingerprint=fingerprint(request))

@@ -163,6 +163,8 @@ class Registry:
             await self._reload()
             if configured is not None:
                 await self._configure(configured)
+        # The words are indexed now rather than while the first request waits.
+        _ = self.roster(self._shared_tenant).index
 
     async def register(self, tenant: str, agent: Agent) -> Registered:
         """Adds an agent. Raises :class:`InvalidAgent`, :class:`AgentExists` or :class:`Forbidden`."""
@@ -310,6 +312,8 @@ class Registry:
     async def _configure(self, configured: Sequence[Agent]) -> None:
         tenant = self._shared_tenant
         wanted = {agent.id: agent for agent in configured}
+        if twice := [agent.id for agent in configured if wanted[agent.id] is not agent]:
+            raise InvalidAgent(twice[0], (Fault(path="id", message="stands twice in the configuration"),))
         for agent in wanted.values():
             before = self._entries.get((tenant, agent.id))
             origin = _digest(agent)

@@ -51,6 +51,10 @@ class Telemetry:
     @contextmanager
     def span(self, name: str, **attributes: str | int | float) -> Generator[trace.Span]:
         """A span over the block. An error marks it by class name only: messages may hold what must not be sent."""
+        if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+            # Nobody has set up an SDK: the caller's trace, if there is one, goes on as it is.
+            yield trace.get_current_span()
+            return
         with self._tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as span:
             if span.is_recording():
                 span.set_attributes(attributes)
