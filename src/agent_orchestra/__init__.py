@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     __version__: str
-    from agent_orchestra.bootstrap import open_orchestra
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
     from agent_orchestra.core.agent import Agent, Filter, Limits, Role, Status
     from agent_orchestra.core.conversation import Conversation, InputPolicy
     from agent_orchestra.core.message import Author, Message
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from agent_orchestra.errors import OrchestraError
     from agent_orchestra.runtime.executor import Call
     from agent_orchestra.runtime.orchestra import Orchestra
+    from agent_orchestra.runtime.telemetry import Log
 
 __all__ = [
     "Agent",
@@ -45,7 +48,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "open_orchestra": "bootstrap",
     "Agent": "core.agent",
     "Filter": "core.agent",
     "Limits": "core.agent",
@@ -63,6 +65,22 @@ _HOMES = {
     "Call": "runtime.executor",
     "Orchestra": "runtime.orchestra",
 }
+
+
+def open_orchestra(
+    database: str | Path | None = None, *, config: str | Path | None = None, log: Log | None = None
+) -> AbstractAsyncContextManager[Orchestra]:
+    """An orchestra inside this program, open over the block.
+
+    ``database``: a path for SQLite, or an address such as ``postgresql://…``; without it, what the settings say.
+    ``config``: the settings file; without it ``orchestra.yaml`` in the working folder where there is one. ``log``:
+    where to tell what happens; without it the standard library's logger ``agent_orchestra``.
+
+    Raises :class:`ConfigurationError` with the way out, and :class:`InvalidAgent` for an agent of the configuration.
+    """
+    from agent_orchestra.bootstrap import opened
+
+    return opened(database, config=config, log=log)
 
 
 def __getattr__(name: str) -> object:

@@ -34,23 +34,16 @@ from agent_orchestra.settings import (
     without_effect,
 )
 
-__all__ = ["open_from_settings", "open_orchestra", "open_storage"]
+__all__ = ["open_from_settings", "open_storage", "opened"]
 
 _FOR_EVER_MS = 1 << 62
 
 
 @asynccontextmanager
-async def open_orchestra(
+async def opened(
     database: str | Path | None = None, *, config: str | Path | None = None, log: Log | None = None
 ) -> AsyncGenerator[Orchestra]:
-    """An orchestra inside this program, open over the block.
-
-    ``database``: a path for SQLite, or an address such as ``postgresql://…``; without it, what the settings say.
-    ``config``: the settings file; without it ``orchestra.yaml`` in the working folder where there is one. ``log``:
-    where to tell what happens; without it the standard library's logger ``agent_orchestra``.
-
-    Raises :class:`ConfigurationError` with the way out, and :class:`InvalidAgent` for an agent of the configuration.
-    """
+    """What :func:`agent_orchestra.open_orchestra` promises."""
     path = Path(config) if config is not None else None
     overrides: dict[str, Mapping[str, object]] = {}
     if database is not None:
