@@ -1,0 +1,237 @@
+"""What makes a definition valid, which agents are wanted, and which status facts amount to."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_orchestra.core.agent import (
+    MAX_LINE_CHARS,
+    MAX_LINES,
+    MAX_TEXT_CHARS,
+    RESERVED_IDS,
+    Agent,
+    Filter,
+    Limits,
+    Role,
+    Status,
+    SystemHealth,
+    check,
+    matches,
+    status,
+    system_health,
+)
+
+FULL = Agent(
+    id="billing.v2_a-1",
+    kind="offline",
+    name="Billing",
+    version="2026-01",
+    provider="anthropic",
+    role=Role.SPECIALIST,
+    capabilities=("invoices", "refunds"),
+    domain="finance",
+    description="Rechnungen, Zahlungen und 🧾.",
+    examples=("Why was I charged?",),
+    keywords=("invoice", "bill"),
+    priority=-1_000,
+    limits=Limits(concurrency=10_000, timeout=86_400),
+    settings={"knowledge": ["a", "b"], "deep": {"er": [1, 2.5, None, True]}},
+)
+
+ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}", fullmatch=True).filter(lambda text: text not in RESERVED_IDS)
+fine_text = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=64)
+lines = st.lists(fine_text.filter(lambda text: bool(text.strip())), max_size=5).map(tuple)
+
+
+def paths(agent: Agent) -> list[str]:
+    return [fault.path for fault in check(agent)]
+
+
+@given(
+    st.builds(
+        Agent,
+        id=ids,
+        kind=st.sampled_from(["function", "offline"]),
+        name=fine_text,
+        version=fine_text,
+        provider=st.none() | fine_text,
+        domain=st.none() | fine_text,
+        description=fine_text,
+        capabilities=lines,
+        examples=lines,
+        keywords=lines,
+        priority=st.integers(-1_000, 1_000),
+        limits=st.builds(
+            Limits,
+            concurrency=st.integers(1, 10_000),
+            timeout=st.none() | st.floats(0, 86_400, exclude_min=True, allow_subnormal=False),
+        ),
+        settings=st.dictionaries(fine_text, st.none() | st.booleans() | st.integers() | fine_text, max_size=3),
+    )
+)
+def test_valid_definitions_have_no_fault(agent: Agent) -> None:
+    assert check(agent) == ()
+
+
+def test_a_definition_at_every_limit_is_valid() -> None:
+    assert check(FULL) == ()
+    assert check(Agent(id="a", kind="x")) == ()
+    full = dataclasses.replace(
+        FULL,
+        id="a" * 64,
+        name="n" * MAX_LINE_CHARS,
+        version="v" * 64,
+        provider="p" * 64,
+        domain="d" * 64,
+        description="d" * MAX_TEXT_CHARS,
+        keywords=("k" * MAX_LINE_CHARS,) * MAX_LINES,
+        priority=1_000,
+        limits=Limits(concurrency=1, timeout=5e-324),
+    )
+    assert check(full) == ()
+
+
+@pytest.mark.parametrize(
+    "agent_id",
+    ["", " ", "a b", "-a", ".a", "_a", "a" * 65, "a/b", "a\n", "a\0", "ä", "a\ud800", "\u0661", *sorted(RESERVED_IDS)],
+)
+def test_an_id_that_cannot_stand_in_a_path_is_a_fault(agent_id: str) -> None:
+    assert paths(Agent(id=agent_id, kind="offline")) == ["id"]
+
+
+@pytest.mark.parametrize("agent_id", ["healthy", "Health", "health.1", "resolve_", "0", "a.-_"])
+def test_an_id_that_is_only_near_a_reserved_one_is_fine(agent_id: str) -> None:
+    assert paths(Agent(id=agent_id, kind="offline")) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "path"),
+    [
+        ("kind", "", "kind"),
+        ("name", "n" * (MAX_LINE_CHARS + 1), "name"),
+        ("version", "v" * 65, "version"),
+        ("provider", "p" * 65, "provider"),
+        ("domain", "d" * 65, "domain"),
+        ("description", "d" * (MAX_TEXT_CHARS + 1), "description"),
+        ("capabilities", ("ok", ""), "capabilities.1"),
+        ("examples", ("  \t",), "examples.0"),
+        ("keywords", ("k" * (MAX_LINE_CHARS + 1),), "keywords.0"),
+        ("keywords", ("k",) * (MAX_LINES + 1), "keywords"),
+        ("priority", 1_001, "priority"),
+        ("priority", -1_001, "priority"),
+        ("limits", Limits(concurrency=0), "limits.concurrency"),
+        ("limits", Limits(concurrency=10_001), "limits.concurrency"),
+        ("limits", Limits(timeout=0.0), "limits.timeout"),
+        ("limits", Limits(timeout=-1.0), "limits.timeout"),
+        ("limits", Limits(timeout=86_400.5), "limits.timeout"),
+        ("limits", Limits(timeout=math.nan), "limits.timeout"),
+        ("limits", Limits(timeout=math.inf), "limits.timeout"),
+        ("name", "a\0b", "name"),
+        ("version", "\0", "version"),
+        ("provider", "\ud800", "provider"),
+        ("domain", "\0", "domain"),
+        ("description", "\udfff", "description"),
+        ("capabilities", ("a\0",), "capabilities.0"),
+        ("examples", ("fine", "a\0"), "examples.1"),
+        ("keywords", ("a\ud800",), "keywords.0"),
+        ("settings", {"knowledge": ["fine", "a\0"]}, "settings.knowledge.1"),
+        ("settings", {"a\0": 1}, "settings"),
+        ("settings", {"share": math.inf}, "settings.share"),
+    ],
+)
+def test_each_rule_names_its_place(field: str, value: object, path: str) -> None:
+    agent = dataclasses.replace(FULL, **{field: value})
+    assert paths(agent) == [path]
+    assert all(fault.message for fault in check(agent))
+
+
+def test_all_faults_are_told_at_once() -> None:
+    wrong = Agent(id="", kind="", name="\0", keywords=("",), priority=5_000, limits=Limits(concurrency=0, timeout=0.0))
+    assert paths(wrong) == [
+        "id",
+        "kind",
+        "keywords.0",
+        "name",
+        "priority",
+        "limits.concurrency",
+        "limits.timeout",
+    ]
+
+
+def test_a_filter_without_fields_admits_all() -> None:
+    assert all(matches(Filter(), agent, now) for agent in (FULL, Agent(id="a", kind="x")) for now in Status)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "admitted"),
+    [
+        (Filter(role=Role.SPECIALIST), True),
+        (Filter(role=Role.WORKER), False),
+        (Filter(domain="finance"), True),
+        (Filter(domain="travel"), False),
+        (Filter(provider="anthropic"), True),
+        (Filter(provider="openai"), False),
+        (Filter(capability="Refunds"), True),
+        (Filter(capability="refund"), False),
+        (Filter(status=Status.IDLE), True),
+        (Filter(status=Status.OFFLINE), False),
+        (Filter(role=Role.SPECIALIST, domain="finance", capability="INVOICES", status=Status.IDLE), True),
+        (Filter(role=Role.SPECIALIST, domain="finance", capability="INVOICES", status=Status.BUSY), False),
+    ],
+)
+def test_a_filter_admits_what_fits_all_its_fields(wanted: Filter, admitted: bool) -> None:
+    assert matches(wanted, FULL, Status.IDLE) is admitted
+
+
+def test_an_agent_without_a_domain_is_not_of_any() -> None:
+    assert not matches(Filter(domain="finance"), Agent(id="a", kind="x"), Status.IDLE)
+
+
+@pytest.mark.parametrize(
+    ("enabled", "instances", "in_flight", "failures", "expected"),
+    [
+        (True, 1, 0, 0, Status.IDLE),
+        (True, 2, 1, 0, Status.BUSY),
+        (True, 1, 0, 2, Status.IDLE),
+        (True, 1, 5, 2, Status.BUSY),
+        (True, 1, 0, 3, Status.DEGRADED),
+        (True, 1, 7, 9, Status.DEGRADED),
+        (True, 0, 0, 0, Status.OFFLINE),
+        (True, 0, 0, 9, Status.OFFLINE),
+        (False, 1, 1, 9, Status.DISABLED),
+        (False, 0, 0, 0, Status.DISABLED),
+    ],
+)
+def test_status(*, enabled: bool, instances: int, in_flight: int, failures: int, expected: Status) -> None:
+    now = status(enabled=enabled, instances=instances, in_flight=in_flight, failures_in_row=failures)
+    assert now is expected
+
+
+@pytest.mark.parametrize(
+    ("unhealthy", "total", "expected"),
+    [
+        (0, 0, SystemHealth.HEALTHY),
+        (0, 5, SystemHealth.HEALTHY),
+        (1, 5, SystemHealth.WARNING),
+        (1, 2, SystemHealth.WARNING),
+        (2, 4, SystemHealth.WARNING),
+        (3, 5, SystemHealth.DEGRADED),
+        (1, 1, SystemHealth.DEGRADED),
+    ],
+)
+def test_system_health(unhealthy: int, total: int, expected: SystemHealth) -> None:
+    assert system_health(unhealthy=unhealthy, total=total) is expected
+
+
+@given(st.integers(0, 50), st.integers(0, 50))
+def test_one_more_unhealthy_agent_never_makes_a_system_healthier(unhealthy: int, healthy: int) -> None:
+    total = unhealthy + healthy + 1
+    worse = list(SystemHealth)
+    before = system_health(unhealthy=unhealthy, total=total)
+    after = system_health(unhealthy=unhealthy + 1, total=total)
+    assert worse.index(after) >= worse.index(before)

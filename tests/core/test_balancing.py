@@ -1,0 +1,79 @@
+"""Which instance takes a call."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_orchestra.core.balancing import Load, round_robin
+
+loads = st.lists(
+    st.builds(
+        Load,
+        instance_id=st.just("i"),
+        in_flight=st.integers(0, 4),
+        concurrency=st.integers(1, 4),
+        ejected=st.booleans(),
+    ),
+    max_size=8,
+)
+
+
+def free(count: int) -> list[Load]:
+    return [Load(instance_id=str(number), in_flight=0, concurrency=1) for number in range(count)]
+
+
+@given(loads, st.integers(0, 100))
+def test_the_chosen_one_is_free_and_none_is_chosen_only_when_none_is_free(given_: list[Load], turn: int) -> None:
+    index = round_robin(given_, turn)
+    if index is None:
+        assert not any(load.free for load in given_)
+    else:
+        chosen = given_[index]
+        assert not chosen.ejected
+        assert chosen.in_flight < chosen.concurrency
+
+
+@given(loads.filter(lambda all_: any(load.free for load in all_)), st.integers(0, 100))
+def test_it_is_the_first_free_one_from_the_turn_on(given_: list[Load], turn: int) -> None:
+    index = round_robin(given_, turn)
+    assert index is not None
+    steps = (index - turn) % len(given_)
+    assert not any(given_[(turn + step) % len(given_)].free for step in range(steps))
+
+
+@given(st.integers(1, 8), st.integers(1, 5), st.integers(0, 20))
+def test_free_instances_are_served_equally(count: int, rounds: int, turn: int) -> None:
+    served: Counter[int] = Counter()
+    for _ in range(count * rounds):
+        index = round_robin(free(count), turn)
+        assert index is not None
+        served[index] += 1
+        turn = index + 1
+    assert served == Counter(dict.fromkeys(range(count), rounds))
+
+
+@given(loads, st.integers(0, 20))
+def test_every_free_instance_gets_its_turn_among_others_that_are_not(given_: list[Load], turn: int) -> None:
+    able = {index for index, load in enumerate(given_) if load.free}
+    served: list[int] = []
+    for _ in range(3 * len(able)):
+        index = round_robin(given_, turn)
+        assert index is not None
+        served.append(index)
+        turn = index + 1
+    assert Counter(served) == Counter(dict.fromkeys(able, 3))
+
+
+def test_without_instances_there_is_none() -> None:
+    assert round_robin([], 0) is None
+    assert round_robin([], 7) is None
+
+
+def test_an_instance_is_free_below_its_limit_unless_it_is_ejected() -> None:
+    assert Load(instance_id="a", in_flight=1, concurrency=2).free
+    assert not Load(instance_id="a", in_flight=2, concurrency=2).free
+    assert not Load(instance_id="a", in_flight=3, concurrency=2).free
+    assert not Load(instance_id="a", in_flight=0, concurrency=2, ejected=True).free

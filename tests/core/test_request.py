@@ -1,0 +1,83 @@
+"""What may be asked, and the one form of an answer."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from agent_orchestra.core.request import MAX_CONTENT_CHARS, Answer, Attempt, Usage, answer_json, check
+from agent_orchestra.core.routing import Candidate
+from agent_orchestra.core.values import Json
+from agent_orchestra.errors import InvalidInput
+
+
+@pytest.mark.parametrize("content", ["a", " a ", "ä\n🧾", "a" * MAX_CONTENT_CHARS])
+def test_content_that_can_be_answered(content: str) -> None:
+    check(content)
+    check(content, user_id="u", context={"a": [1, 2.5, None]}, idempotency_key=None)
+
+
+@pytest.mark.parametrize(
+    ("content", "others", "paths"),
+    [
+        ("", {}, ["content"]),
+        (" \t\n", {}, ["content"]),
+        ("a" * (MAX_CONTENT_CHARS + 1), {}, ["content"]),
+        ("a\0", {}, ["content"]),
+        ("\ud800", {}, ["content"]),
+        ("a", {"user_id": "u\0"}, ["user_id"]),
+        ("a", {"context": {"b": [math.nan]}}, ["context.b.0"]),
+        ("a", {"idempotency_key": "\udfff"}, ["idempotency_key"]),
+        ("", {"user_id": "\0", "context": {"a": math.inf}}, ["content", "user_id", "context.a"]),
+    ],
+)
+def test_what_cannot_be_answered_or_stored_is_refused_with_its_place(
+    content: str, others: dict[str, Json], paths: list[str]
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check(content, **others)
+    assert [fault.path for fault in caught.value.faults] == paths
+    assert all(str(fault) in caught.value.detail for fault in caught.value.faults)
+
+
+ANSWER = Answer(
+    request_id="r",
+    conversation_id="c",
+    agent="a",
+    instance="i",
+    confidence=0.5,
+    stage="keywords",
+    reason="because",
+    alternatives=(Candidate(agent_id="b", confidence=0.25),),
+    output="text",
+    value={"n": 1},
+    usage=Usage(input_tokens=3, output_tokens=4, cost_usd=0.01),
+    timings={"total": 1.5},
+    attempts=(Attempt(agent_id="a", instance_id="i", duration_ms=1.25),),
+)
+
+
+def test_an_answer_as_json() -> None:
+    plain = answer_json(ANSWER)
+    assert plain == {
+        "request_id": "r",
+        "conversation_id": "c",
+        "agent": "a",
+        "instance": "i",
+        "confidence": 0.5,
+        "stage": "keywords",
+        "reason": "because",
+        "alternatives": [{"agent": "b", "confidence": 0.25}],
+        "output": "text",
+        "value": {"n": 1},
+        "usage": {"input_tokens": 3, "output_tokens": 4, "cost_usd": 0.01},
+        "timings": {"total": 1.5},
+        "attempts": [{"agent": "a", "instance": "i", "duration_ms": 1.25, "error": None}],
+    }
+    assert json.loads(json.dumps(plain)) == plain
+
+
+def test_every_field_of_an_answer_is_in_its_json() -> None:
+    assert set(answer_json(ANSWER)) == set(Answer.__dataclass_fields__)

@@ -1,0 +1,363 @@
+"""Calls: which instance takes one, what comes back, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from agent_orchestra.adapters.function import wrapped
+from agent_orchestra.core.agent import Agent, Limits, Status
+from agent_orchestra.core.request import Reply, Usage
+from agent_orchestra.errors import AgentFailed, DeadlineExceeded, Interrupted, NoInstanceAvailable
+from agent_orchestra.runtime.executor import Backend, Call, Emit, Executor, Instance, Outcome, Pool
+from tests.runtime.parts import opened
+from tests.services.waiting import wait_until
+
+
+class Says:
+    """Tells its pieces, then gives its reply or raises."""
+
+    def __init__(self, *pieces: str, reply: Reply | None = None, raises: BaseException | None = None) -> None:
+        self._pieces = pieces
+        self._reply = reply or Reply(output="".join(pieces))
+        self._raises = raises
+
+    async def run(self, call: Call, emit: Emit) -> Reply:
+        for piece in self._pieces:
+            emit(piece)
+            await asyncio.sleep(0)
+        if self._raises is not None:
+            raise self._raises
+        return self._reply
+
+
+class Waits:
+    """Answers when it is let; ``stubborn`` means that it does not end when it is cancelled."""
+
+    def __init__(self, *, stubborn: bool = False) -> None:
+        self.leave = asyncio.Event()
+        self.told_to_stop = 0
+        self.emit: Emit | None = None
+        self._stubborn = stubborn
+
+    async def run(self, call: Call, emit: Emit) -> Reply:
+        self.emit = emit
+        while not self.leave.is_set():
+            try:
+                await self.leave.wait()
+            except asyncio.CancelledError:
+                self.told_to_stop += 1
+                if not self._stubborn:
+                    raise
+        return Reply(output="at last")
+
+
+def tell_nobody(_: str) -> None:
+    return None
+
+
+def agent(concurrency: int = 1, timeout: float | None = None) -> Agent:
+    return Agent(id="a", kind="x", limits=Limits(concurrency=concurrency, timeout=timeout))
+
+
+def pool(*backends: Backend) -> Pool:
+    return Pool([Instance(id=f"i{number}", backend=backend) for number, backend in enumerate(backends)])
+
+
+def executor(*, balanced: bool = True, most: int = 1_000) -> Executor:
+    return Executor(balanced=balanced, max_output_chars=most)
+
+
+class Told:
+    def __init__(self) -> None:
+        self.pieces: list[tuple[str, int]] = []
+
+    def __call__(self, piece: str, said: int) -> None:
+        self.pieces.append((piece, said))
+
+
+async def run(
+    executor_: Executor, where: Pool, who: Agent, told: Callable[[str, int], None] | None = None, seconds: float = 5.0
+) -> Outcome:
+    instance = executor_.reserve(who, where)
+    call = Call(request_id="r", conversation_id="c", tenant="t", agent=who, content="x")
+    return await executor_.run(where, instance, call, seconds=seconds, emit=told or Told())
+
+
+# --- what comes back
+
+
+@pytest.mark.parametrize(
+    ("backend", "pieces"),
+    [
+        (Says("one ", "two"), [("one ", 0), ("two", 4)]),
+        (Says("one ", "", "two"), [("one ", 0), ("two", 4)]),
+        (Says(reply=Reply(output="whole")), [("whole", 0)]),
+        (Says(), []),
+    ],
+)
+async def test_a_reply_is_told_once_by_pieces_or_whole(backend: Says, pieces: Sequence[tuple[str, int]]) -> None:
+    where, told = pool(backend), Told()
+    outcome = await run(executor(), where, agent(), told)
+    assert told.pieces == list(pieces)
+    assert outcome.reply is not None
+    assert outcome.reply.output == outcome.told == "".join(piece for piece, _ in pieces)
+    assert outcome.error is None
+    assert where.in_flight == 0
+
+
+async def test_a_reply_keeps_its_value_and_its_usage() -> None:
+    reply = Reply(output="text", value={"n": 1}, usage=Usage(input_tokens=1, output_tokens=2, cost_usd=0.5))
+    assert (await run(executor(), pool(Says(reply=reply)), agent())).reply == reply
+
+
+async def test_what_no_database_can_hold_is_replaced_in_stream_and_reply_alike() -> None:
+    told = Told()
+    outcome = await run(executor(), pool(Says("a\0", "b\ud800")), agent(), told)
+    assert outcome.reply is not None
+    assert outcome.reply.output == "".join(piece for piece, _ in told.pieces)
+    assert outcome.reply.output.startswith("a\ufffdb\ufffd")
+    assert "\ud800" not in outcome.reply.output
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "data", "told"),
+    [
+        (Says("so far", raises=AgentFailed("no", cause="mood")), AgentFailed, {"cause": "mood"}, "so far"),
+        (Says(raises=Interrupted("stop")), Interrupted, {}, ""),
+        (Says("x", raises=ZeroDivisionError("secret")), AgentFailed, {"cause": "ZeroDivisionError"}, "x"),
+        (Says(raises=asyncio.CancelledError()), AgentFailed, {"cause": "cancelled"}, ""),
+        (Says("one", reply=Reply(output="two")), AgentFailed, {"cause": "output_mismatch"}, "one"),
+        (Says("12345", "67890", "!"), AgentFailed, {"cause": "output_too_long"}, "1234567890"),
+        (Says(reply=Reply(output="12345678901")), AgentFailed, {"cause": "output_too_long"}, ""),
+    ],
+)
+async def test_what_goes_wrong_is_an_outcome(
+    backend: Says, kind: type[Exception], data: dict[str, object], told: str
+) -> None:
+    where = pool(backend)
+    outcome = await run(executor(most=10), where, agent())
+    assert outcome.reply is None
+    assert type(outcome.error) is kind
+    assert outcome.error is not None
+    assert outcome.error.data == data
+    assert "secret" not in outcome.error.detail
+    assert outcome.told == told
+    (attempt,) = outcome.attempts
+    assert (attempt.agent_id, attempt.instance_id, attempt.error) == ("a", "i0", outcome.error.code)
+    assert where.in_flight == 0
+
+
+async def test_an_attempt_tells_how_long_it_took() -> None:
+    waits = Waits()
+    outcome = await run(executor(), pool(waits), agent(), seconds=0.05)
+    (attempt,) = outcome.attempts
+    assert attempt.duration_ms >= 40
+    assert attempt.error == "deadline_exceeded"
+
+
+# --- time
+
+
+@pytest.mark.parametrize(("of_agent", "of_request"), [(0.03, 5.0), (5.0, 0.03), (None, 0.03)])
+async def test_the_shorter_time_ends_a_call(of_agent: float | None, of_request: float) -> None:
+    waits = Waits()
+    where = pool(waits)
+    outcome = await run(executor(), where, agent(timeout=of_agent), seconds=of_request)
+    assert isinstance(outcome.error, DeadlineExceeded)
+    assert outcome.attempts[0].duration_ms < 2_500
+    assert "within 0.03 s" in outcome.error.detail
+    await wait_until(lambda: where.in_flight == 0, "its place was not given back")
+    assert waits.told_to_stop == 1
+
+
+async def test_an_instance_that_ignores_its_end_keeps_its_place_until_it_ends() -> None:
+    runner, waits = executor(), Waits(stubborn=True)
+    where, who, told = pool(waits), agent(concurrency=1), Told()
+    outcome = await run(runner, where, who, told, seconds=0.03)
+    assert isinstance(outcome.error, DeadlineExceeded)
+    await wait_until(lambda: waits.told_to_stop == 1, "it was not told to stop")
+    assert where.in_flight == 1
+    with pytest.raises(NoInstanceAvailable):
+        runner.reserve(who, where)
+    assert waits.emit is not None
+    waits.emit("too late")
+    assert told.pieces == []
+    waits.leave.set()
+    await wait_until(lambda: where.in_flight == 0, "its place was not given back")
+    assert (await run(runner, where, who)).reply is not None
+
+
+async def test_a_function_that_blocks_is_left_behind_and_keeps_its_place() -> None:
+    leave, began = threading.Event(), threading.Event()
+
+    def blocks(_: str) -> str:
+        began.set()
+        leave.wait(20)
+        return "at last"
+
+    runner, where, who = executor(), Pool([wrapped("a", blocks)]), agent(concurrency=1)
+    try:
+        outcome = await run(runner, where, who, seconds=0.05)
+        assert isinstance(outcome.error, DeadlineExceeded)
+        assert began.is_set()
+        assert where.in_flight == 1
+        with pytest.raises(NoInstanceAvailable):
+            runner.reserve(who, where)
+    finally:
+        leave.set()
+    await wait_until(lambda: where.in_flight == 0, "its place was not given back")
+    assert (await run(runner, where, who)).reply == Reply(output="at last")
+
+
+async def test_a_generator_that_never_ends_is_left_at_its_timeout_and_ends() -> None:
+    """Between two pieces a thread can be ended, unlike within one; else its pieces would fill the memory."""
+    stop = threading.Event()
+
+    def endless(_: str) -> Iterator[str]:
+        while not stop.wait(0.001):
+            yield "x"
+
+    where = Pool([wrapped("a", endless)])
+    try:
+        outcome = await run(executor(most=1_000_000), where, agent(), seconds=0.05)
+        assert isinstance(outcome.error, DeadlineExceeded)
+        assert set(outcome.told) == {"x"}
+        await wait_until(lambda: where.in_flight == 0, "its place was not given back", seconds=2)
+    finally:
+        stop.set()
+
+
+@pytest.mark.parametrize("in_thread", [True, False])
+async def test_a_function_that_wants_to_exit_fails_and_takes_nobody_along(in_thread: bool) -> None:
+    def exits(_: str) -> str:
+        raise SystemExit(3)
+
+    async def exits_too(_: str) -> str:
+        raise SystemExit(3)
+
+    backend = wrapped("a", exits if in_thread else exits_too).backend
+    call = Call(request_id="r", conversation_id="c", tenant="t", agent=agent(), content="x")
+    error: BaseException | None = None
+    try:
+        await backend.run(call, tell_nobody)
+    except (AgentFailed, SystemExit) as raised:
+        error = raised
+    assert isinstance(error, AgentFailed), "an agent can end the whole process"
+
+
+async def test_a_cancelled_call_is_passed_on_to_its_instance() -> None:
+    runner, waits = executor(), Waits()
+    where, told = pool(waits), Told()
+    task = asyncio.create_task(run(runner, where, agent(), told))
+    await wait_until(lambda: waits.emit is not None, "it was not called")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await wait_until(lambda: where.in_flight == 0, "its place was not given back")
+    assert waits.told_to_stop == 1
+    assert waits.emit is not None
+    waits.emit("too late")
+    assert told.pieces == []
+    assert where.failures_in_row == 0
+
+
+async def test_close_ends_the_calls_that_are_left_and_waits_only_so_long() -> None:
+    runner, waits, stubborn = executor(), Waits(), Waits(stubborn=True)
+    where, who = pool(waits, stubborn), agent(concurrency=1)
+    tasks = [asyncio.create_task(run(runner, where, who)) for _ in range(2)]
+    await wait_until(lambda: stubborn.emit is not None and waits.emit is not None, "they were not called")
+    await asyncio.wait_for(runner.close(0.05), timeout=5)
+    assert where.in_flight == 1
+    first = await tasks[0]
+    assert first.error is not None
+    assert first.error.data == {"cause": "cancelled"}
+    stubborn.leave.set()
+    assert (await tasks[1]).reply is not None
+    await runner.close(0.05)
+
+
+# --- which instance
+
+
+async def test_instances_take_turns() -> None:
+    runner, where, who = executor(), pool(*(Says("x") for _ in range(3))), agent(concurrency=10)
+    served = [(await run(runner, where, who)).attempts[0].instance_id for _ in range(7)]
+    assert served == ["i0", "i1", "i2", "i0", "i1", "i2", "i0"]
+
+
+async def test_without_balancing_the_first_free_instance_takes_every_call() -> None:
+    runner, where, who = executor(balanced=False), pool(Says("x"), Says("x")), agent(concurrency=2)
+    assert [(await run(runner, where, who)).attempts[0].instance_id for _ in range(3)] == ["i0"] * 3
+    reserved = [runner.reserve(who, where).id for _ in range(4)]
+    assert reserved == ["i0", "i0", "i1", "i1"]
+
+
+async def test_all_places_are_taken_before_one_is_refused_and_given_back() -> None:
+    runner, where, who = executor(), pool(Says("x"), Says("x")), agent(concurrency=2)
+    taken = [runner.reserve(who, where) for _ in range(4)]
+    assert [instance.in_flight for instance in where.instances] == [2, 2]
+    with pytest.raises(NoInstanceAvailable, match="limit of 2") as caught:
+        runner.reserve(who, where)
+    assert caught.value.retryable
+    runner.release(taken[2])
+    assert runner.reserve(who, where) is taken[2]
+
+
+async def test_no_instances_at_all() -> None:
+    with pytest.raises(NoInstanceAvailable):
+        executor().reserve(agent(), Pool([]))
+
+
+async def test_a_full_instance_is_passed_over() -> None:
+    runner, stubborn = executor(), Waits(stubborn=True)
+    where, who = pool(stubborn, Says("x"), Says("x")), agent(concurrency=1)
+    task = asyncio.create_task(run(runner, where, who))
+    await wait_until(lambda: stubborn.emit is not None, "it was not called")
+    served = [(await run(runner, where, who)).attempts[0].instance_id for _ in range(4)]
+    assert served == ["i1", "i2", "i1", "i2"]
+    stubborn.leave.set()
+    assert (await task).reply is not None
+
+
+# --- health
+
+
+async def test_three_failures_in_a_row_make_an_agent_degraded_and_one_success_mends_it(tmp_path: Path) -> None:
+    broken = True
+
+    async def moody(_: str) -> str:
+        if broken:
+            raise ValueError
+        return "fine"
+
+    async with opened(tmp_path) as parts:
+        await parts.agent("moody", moody)
+        seen: list[Status] = []
+        for _ in range(4):
+            with pytest.raises(AgentFailed):
+                await parts.orchestra.process_request("moody")
+            seen.append(parts.registered("moody").status)
+        assert seen == [Status.IDLE, Status.IDLE, Status.DEGRADED, Status.DEGRADED]
+        health = parts.orchestra.agents_health()
+        assert (health.healthy_agents, health.unhealthy_agents, health.system_health) == (0, 1, "degraded")
+        broken = False
+        # A degraded agent still takes work; that is how it mends.
+        assert (await parts.orchestra.process_request("moody")).output == "fine"
+        assert parts.registered("moody").status is Status.IDLE
+
+
+async def test_an_agent_is_busy_while_it_answers() -> None:
+    waits = Waits()
+    where = pool(waits)
+    assert where.in_flight == 0
+    task = asyncio.create_task(run(executor(), where, agent()))
+    await wait_until(lambda: waits.emit is not None, "it was not called")
+    assert where.in_flight == 1
+    waits.leave.set()
+    assert (await task).reply == Reply(output="at last")
+    assert where.in_flight == 0
