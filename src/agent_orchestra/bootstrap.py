@@ -134,7 +134,7 @@ def _import_from(config: Path) -> None:
     """Lets a configuration name the modules that lie beside it, wherever the program is started from."""
     folder = str(config.resolve().parent)
     if folder not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.append(folder)
 
 
 def _standard_log() -> Log:

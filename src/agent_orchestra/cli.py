@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -51,11 +53,38 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def main() -> None:
     """The entry point: every error of ours is one line, and an exit status of 1 (2 for a mistake in what was given)."""
+    _fill_standard_streams()
     try:
         app()
     except OrchestraError as error:
-        typer.echo(f"error: {error.detail} [{error.code}]", err=True)
-        raise SystemExit(2 if isinstance(error, ConfigurationError | InvalidInput) else 1) from None
+        _fail(f"{error.detail} [{error.code}]", 2 if isinstance(error, ConfigurationError | InvalidInput) else 1)
+    except UnicodeError:
+        _fail("what was given, or read, is not text in UTF-8", 2)
+    except OSError as error:
+        # A pipe that is closed, a disk that is full: there may be nobody left to tell.
+        _fail(error.strerror or type(error).__name__, 1)
+
+
+def _fill_standard_streams() -> None:
+    """Opens what the caller has closed, lest a socket or the database be taken for standard error."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  a descriptor has no path
+
+
+def _fail(sentence: str, status: int) -> NoReturn:
+    with suppress(OSError, UnicodeError):
+        typer.echo(f"error: {sentence}", err=True)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Else the interpreter would try to write it once more at its end, and complain in many lines.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(status)
 
 
 @app.callback(invoke_without_command=True)
@@ -114,7 +143,7 @@ def ask(
 
     async def do(orchestra: Orchestra) -> None:
         answer = await orchestra.process_request(
-            sys.stdin.read() if content == "-" else content,
+            _standard_input() if content == "-" else content,
             conversation_id=conversation,
             user_id=user,
             capability=capability,
@@ -132,7 +161,7 @@ def ask(
             err=True,
         )
 
-    _with_orchestra(config, database, do)
+    _with_orchestra(config, database, do, agents=True)
 
 
 @app.command()
@@ -190,7 +219,7 @@ def list_agents(
         rows = [(e.agent.id, e.agent.kind, e.agent.role, e.status, ", ".join(e.agent.capabilities)) for e in found]
         _print_table(("agent", "kind", "role", "status", "capabilities"), rows)
 
-    _with_orchestra(config, database, do)
+    _with_orchestra(config, database, do, agents=database is None)
 
 
 @agents_app.command("show")
@@ -200,7 +229,7 @@ def show_agent(agent_id: str, config: Config = None, database: Database = None, 
     async def do(orchestra: Orchestra) -> None:
         _print_json(_agent_json(orchestra.get_agent(agent_id, tenant=tenant)))
 
-    _with_orchestra(config, database, do)
+    _with_orchestra(config, database, do, agents=database is None)
 
 
 @agents_app.command("register")
@@ -219,11 +248,11 @@ def register_agent(
 
     async def do(orchestra: Orchestra) -> None:
         try:
-            await orchestra.register_agent(agent, tenant=tenant)
+            await orchestra.register_agent(agent, tenant=tenant, trusted=True)
         except AgentExists:
             if not replace:
                 raise
-            await orchestra.update_agent(agent, tenant=tenant)
+            await orchestra.update_agent(agent, tenant=tenant, trusted=True)
         typer.echo(f"registered {agent.id}")
 
     _with_orchestra(config, database, do)
@@ -339,6 +368,12 @@ def revoke_key(key_id: str, config: Config = None, database: Database = None) ->
     _with_orchestra(config, database, do)
 
 
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise ConfigurationError("there is no standard input to read")
+    return sys.stdin.read()
+
+
 def _settings(config: Path | None, database: str | None, **overrides: dict[str, object]) -> Settings:
     from agent_orchestra.settings import database_url, load_settings
 
@@ -353,10 +388,19 @@ def _file(config: Path | None) -> Path | None:
     return config_file(config)
 
 
-def _with_orchestra(config: Path | None, database: str | None, do: Callable[[Orchestra], Awaitable[T]]) -> T:
+def _with_orchestra(
+    config: Path | None, database: str | None, do: Callable[[Orchestra], Awaitable[T]], *, agents: bool = False
+) -> T:
+    """Does something with an open orchestra.
+
+    ``agents``: whether the agents of the configuration are taken up in the database. They are only where both belong
+    together: who looks into another database with ``--database`` must not change what is there.
+    """
     from agent_orchestra.bootstrap import open_from_settings
 
     settings = _settings(config, database)
+    if not agents or (database is not None and config is None):
+        settings = settings.model_copy(update={"agents": None})
 
     async def run() -> T:
         async with open_from_settings(settings, config=_file(config)) as orchestra:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 from pydantic.config import JsonDict
 
 from agent_orchestra.core.agent import (
@@ -19,11 +19,34 @@ from agent_orchestra.core.agent import (
     Role,
 )
 
-__all__ = ["NOT_BLANK", "AgentChanges", "AgentDefinition", "AgentReplacement", "Id", "LimitsDefinition", "Text"]
+__all__ = [
+    "NOT_BLANK",
+    "NUMBER",
+    "AgentChanges",
+    "AgentDefinition",
+    "AgentReplacement",
+    "Id",
+    "LimitsDefinition",
+    "Text",
+]
 
 #: No NUL anywhere; the database cannot hold it.
 _PRINTABLE: Final[JsonDict] = {"pattern": "^[^\\u0000]*$"}
-NOT_BLANK: Final[JsonDict] = {"pattern": "^[^\\u0000]*[^\\s\\u0000][^\\u0000]*$", "minLength": 1}
+#: What Python takes for white space is more than the expressions of JSON Schema do.
+NOT_BLANK: Final[JsonDict] = {
+    "pattern": "^[^\\u0000]*[^\\s\\u001c-\\u001f\\u0085\\u0000][^\\u0000]*$",
+    "minLength": 1,
+}
+
+
+def _number(given: object) -> object:
+    """JSON says which values are numbers; pydantic would also take texts and truth values for them."""
+    if isinstance(given, bool | str):
+        raise ValueError("must be a number")  # noqa: TRY004  pydantic tells only of this one
+    return given
+
+
+NUMBER: Final = BeforeValidator(_number)
 
 Text = Annotated[str, Field(json_schema_extra=_PRINTABLE)]
 Name = Annotated[Text, Field(max_length=64)]
@@ -37,9 +60,9 @@ class _Definition(BaseModel):
 
 
 class LimitsDefinition(_Definition):
-    concurrency: Annotated[int, Field(ge=1, le=10_000)] = Limits().concurrency
+    concurrency: Annotated[int, Field(ge=1, le=10_000), NUMBER] = Limits().concurrency
     """Calls at once on each instance."""
-    timeout: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    timeout: Annotated[float, Field(gt=0, le=86_400), NUMBER] | None = None
     """Seconds for one call; none means the request's own."""
 
     def to_limits(self) -> Limits:
@@ -60,9 +83,9 @@ class AgentChanges(_Definition):
     examples: Lines = ()
     """Utterances that it should be given."""
     keywords: Lines = ()
-    priority: Annotated[int, Field(ge=-1_000, le=1_000)] = 0
+    priority: Annotated[int, Field(ge=-1_000, le=1_000), NUMBER] = 0
     """Among equals the higher one is chosen."""
-    enabled: bool = True
+    enabled: StrictBool = True
     limits: LimitsDefinition = LimitsDefinition()
 
     def changed(self) -> dict[str, Any]:

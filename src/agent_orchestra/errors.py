@@ -10,7 +10,7 @@
     │   ├── AgentNotFound · ConversationNotFound · RequestNotFound · KeyNotFound
     │   └── NoAgentMatches            no agent was named, and none fits
     ├── Conflict                      the thing is in another state than the caller thought
-    │   ├── AgentExists · ConversationExists · ConversationBusy · SequenceConflict
+    │   ├── AgentExists · AgentDisabled · ConversationExists · ConversationBusy · SequenceConflict
     │   └── IdempotencyMismatch · StreamMismatch
     ├── Unavailable                   the same call may succeed later
     │   ├── Overloaded · NoInstanceAvailable · ShuttingDown
@@ -26,12 +26,13 @@ may succeed later (``retryable``), and small JSON values (``data``). It never ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 __all__ = [
     "AddressInUse",
+    "AgentDisabled",
     "AgentExists",
     "AgentFailed",
     "AgentNotFound",
@@ -68,8 +69,12 @@ __all__ = [
     "Superseded",
     "Unauthenticated",
     "Unavailable",
+    "by_code",
+    "code_of",
     "run_failure",
 ]
+
+E = TypeVar("E", bound="OrchestraError")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +94,7 @@ class OrchestraError(Exception):
     code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, detail: str, **data: object) -> None:
+    def __init__(self, detail: str, /, **data: object) -> None:
         super().__init__(detail)
         self.detail = detail
         self.data: Mapping[str, object] = data
@@ -152,6 +157,10 @@ class Conflict(OrchestraError):
 
 class AgentExists(Conflict):
     code = "agent_exists"
+
+
+class AgentDisabled(Conflict):
+    code = "agent_disabled"
 
 
 class ConversationExists(Conflict):
@@ -228,16 +237,22 @@ class Superseded(RunFailed):
     code = "superseded"
 
 
+def by_code(root: type[E]) -> dict[str, type[E]]:
+    """The classes of a branch of the tree, each by its stable code."""
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found |= by_code(child)
+    return found
+
+
+def code_of(error: BaseException) -> str:
+    """What a log line says of any error: our stable code, or the class of a foreign one. Never its message."""
+    return error.code if isinstance(error, OrchestraError) else type(error).__name__
+
+
 def run_failure(code: str, detail: str, data: Mapping[str, object]) -> RunFailed:
     """The error that was recorded under ``code``; a plain :class:`RunFailed` where a newer release wrote the row."""
-    known: dict[str, type[RunFailed]] = {kind.code: kind for kind in (RunFailed, *_descendants(RunFailed))}
-    return known.get(code, RunFailed)(detail, **data)
-
-
-def _descendants(kind: type[RunFailed]) -> Iterator[type[RunFailed]]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from _descendants(child)
+    return by_code(RunFailed).get(code, RunFailed)(detail, **data)
 
 
 class ConfigurationError(OrchestraError):

@@ -6,10 +6,10 @@ import asyncio
 import errno
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +36,20 @@ def run(settings: Settings, config: Path | None, announce: Callable[[str], None]
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings, config, announce))
+        if runner.run(_left_behind()):
+            # Agents that do not end though they were told to; everything of ours is closed, so they hold up nobody.
+            sys.stdout.flush()
+            os._exit(0)
+
+
+async def _left_behind() -> bool:
+    left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in left:
+        task.cancel()
+    if not left:
+        return False
+    _, pending = await asyncio.wait(left, timeout=1.0)
+    return bool(pending)
 
 
 async def _serve(settings: Settings, config: Path | None, announce: Callable[[str], None]) -> None:
@@ -57,15 +71,23 @@ async def _serve(settings: Settings, config: Path | None, announce: Callable[[st
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_graceful_shutdown=max(1, round(settings.server.shutdown_grace)),
+                # The orchestra ends what runs within the grace; then there is an answer to send for each of them.
+                timeout_graceful_shutdown=round(settings.server.shutdown_grace) + 5,
             )
             # What is there now stays: looking through it again at every collection would only make requests wait.
             gc.collect()
             gc.freeze()
             server = _Server(options, lambda: announce(_address(listening)))
+            closing = asyncio.create_task(_close_when_told(server, orchestra, settings.server.shutdown_grace))
             await server.serve([listening])
-            left = settings.server.shutdown_grace - (time.monotonic() - server.told_to_stop)
-            await orchestra.close(max(left, 0.0))
+            server.told.set()
+            await closing
+
+
+async def _close_when_told(server: _Server, orchestra: Orchestra, grace: float) -> None:
+    """Lets running requests end while the server still waits for their answers."""
+    await server.told.wait()
+    await orchestra.close(grace)
 
 
 class _Server(uvicorn.Server):
@@ -74,7 +96,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         super().__init__(config)
         self._announce = announce
-        self.told_to_stop = time.monotonic()
+        self.told = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -83,16 +105,18 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        before = {number: signal.signal(number, self._told) for number in (signal.SIGINT, signal.SIGTERM)}
+        loop = asyncio.get_running_loop()
+
+        def told(number: int, frame: Any) -> None:
+            loop.call_soon_threadsafe(self.told.set)
+            self.handle_exit(number, frame)
+
+        before = {number: signal.signal(number, told) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-    def _told(self, number: int, frame: Any) -> None:
-        self.told_to_stop = time.monotonic()
-        self.handle_exit(number, frame)
 
 
 async def _keys_required(server: Server, orchestra: Orchestra) -> bool:

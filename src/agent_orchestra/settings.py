@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal, cast, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from agent_orchestra.core.agent import Agent
 from agent_orchestra.core.conversation import InputPolicy
@@ -84,7 +84,7 @@ class Server(_Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8100
     """0 takes any free port."""
-    max_body_bytes: Annotated[int, Field(ge=1_024)] = 1_048_576
+    max_body_bytes: Annotated[int, Field(ge=1_024)] = 2_097_152
     """The longest body of a request that is read."""
     allowed_hosts: tuple[str, ...] = ()
     """Names besides those of loopback by which the service may be called without a key."""
@@ -132,7 +132,6 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
-        nested_model_default_partial_update=True,
     )
 
     orchestrator: Orchestrator = Orchestrator()
@@ -151,11 +150,12 @@ class Settings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],  # noqa: ARG003  the signature is pydantic's
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings
+        # The environment is merged in by load_settings, between the file and what the caller gives.
+        return (init_settings,)
 
 
 #: Keys that are read and checked, and that no part acts on yet.
@@ -175,11 +175,7 @@ def load_settings(path: Path | None = None, **overrides: Mapping[str, object]) -
     given = _read(path)
     _check_environment()
     try:
-        settings = Settings(**given)
-        for section, values in overrides.items():
-            before = cast("BaseModel", getattr(settings, section))
-            after = type(before).model_validate({**dict(before), **values})
-            settings = settings.model_copy(update={section: after})
+        settings = Settings(**_merged(_merged(given, EnvSettingsSource(Settings)()), overrides))
     except ValidationError as error:
         where = f" in {path or _DEFAULT_FILE}" if given else ""
         raise ConfigurationError(f"the settings{where} are not valid: {'; '.join(_sentences(error))}") from None
@@ -187,6 +183,16 @@ def load_settings(path: Path | None = None, **overrides: Mapping[str, object]) -
         # pydantic-settings says so when a variable that should hold JSON does not; its message holds no value.
         raise ConfigurationError(f"the environment is not valid: {error}") from None
     return settings
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, section by section; what is above wins."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(under, Mapping)
+        merged[key] = _merged(cast("Mapping[str, Any]", under), cast("Mapping[str, Any]", value)) if both else value
+    return merged
 
 
 def database_url(text: str) -> str:
@@ -236,16 +242,25 @@ def _read(path: Path | None) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigurationError(f"'{found}' must hold keys and values at its top")
-    return cast("dict[str, Any]", content)
+    sections = {str(key): value for key, value in cast("dict[object, Any]", content).items()}
+    if private := next((key for key in sections if key.startswith("_")), None):
+        raise ConfigurationError(f"unknown key '{private}' in '{found}'{_near(private, Settings.model_fields)}")
+    return sections
 
 
 def _parsed(path: Path) -> object:
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        if str(path) != "-":
+            text = path.read_text(encoding="utf-8")
+        elif sys.stdin is None:
+            raise ConfigurationError("there is no standard input to read")
+        else:
+            text = sys.stdin.read()
         return yaml.safe_load(text)
     except OSError as error:
         raise ConfigurationError(f"cannot read '{path}': {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # A date that is none, a number without end, bytes that are no text: values that YAML itself cannot make.
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it cannot be read"
@@ -255,7 +270,7 @@ def _parsed(path: Path) -> object:
 def _check_environment() -> None:
     """An environment variable of ours that nothing reads is most likely a slip."""
     for name in os.environ:
-        if not name.startswith(_ENVIRONMENT) or name == _CONFIG_VARIABLE:
+        if not name.upper().startswith(_ENVIRONMENT) or name.upper() == _CONFIG_VARIABLE:
             continue
         keys = [key.lower() for key in name[len(_ENVIRONMENT) :].split("__")]
         model: Any = Settings

@@ -140,10 +140,13 @@ async def test_keys_are_described_where_they_are_needed(served: Served) -> None:
     assert "securitySchemes" not in (await document_of(served))["components"]
     async with serving(keys_required=True) as guarded:
         document = await document_of(guarded)
-    assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    assert document["components"]["securitySchemes"] == {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
     for path, _, operation in operations(document):
         if path in ("/healthz", "/readyz"):
             assert "security" not in operation
         else:
-            assert operation["security"] == [{"key": []}]
+            assert operation["security"] == [{"bearer": []}, {"header": []}]
             assert {"401", "403"} <= set(operation["responses"])

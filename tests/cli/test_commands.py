@@ -202,10 +202,14 @@ def test_definitions_that_are_wrong(folder: Path) -> None:
     assert "settings.function" in register("id: a\nkind: function\nsettings: {function: 'os'}", "invalid_agent")
 
 
-def test_the_command_line_names_functions_only_where_the_operator_allows_them(folder: Path) -> None:
+def test_the_operator_at_the_terminal_may_name_any_function_that_can_answer(folder: Path) -> None:
+    (folder / "agents_here.py").write_text("def echo(content):\n    return content\n", encoding="utf-8")
+    (folder / "orchestra.yaml").write_text("{}", encoding="utf-8")
     file = folder / "function.yaml"
-    file.write_text("id: f\nkind: function\nsettings: {function: 'os:getcwd'}\n", encoding="utf-8")
-    assert "functions.allowed_modules" in fails(1, "forbidden", "agents", "register", file, cwd=folder)
+    file.write_text("id: f\nkind: function\nsettings: {function: 'agents_here:echo'}\n", encoding="utf-8")
+    assert succeeds("agents", "register", file, cwd=folder) == "registered f\n"
+    file.write_text("id: g\nkind: function\nsettings: {function: 'os:getcwd'}\n", encoding="utf-8")
+    assert "must take the content" in fails(2, "invalid_agent", "agents", "register", file, cwd=folder)
 
 
 def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def test_the_hierarchy_is_the_one_that_is_drawn() -> None:
 
 
 def test_all_names_of_the_drawing_are_exported() -> None:
-    assert {name for name, _ in drawn()} | {"OrchestraError", "Fault", "run_failure"} == set(errors.__all__)
+    others = {"OrchestraError", "Fault", "by_code", "code_of", "run_failure"}
+    assert {name for name, _ in drawn()} | others == set(errors.__all__)
 
 
 def test_every_class_has_a_code_of_its_own() -> None:
@@ -70,6 +71,7 @@ def test_codes_are_stable() -> None:
     """Programs of others compare them: one that changes here breaks there."""
     assert sorted(kind.code for kind in all_classes()) == [
         "address_in_use",
+        "agent_disabled",
         "agent_exists",
         "agent_failed",
         "agent_not_found",

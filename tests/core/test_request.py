@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 
 from agent_orchestra.core.request import MAX_CONTENT_CHARS, Answer, Attempt, Usage, answer_json, check
 from agent_orchestra.core.routing import Candidate
-from agent_orchestra.core.values import Json
 from agent_orchestra.errors import InvalidInput
 
 
@@ -34,7 +34,7 @@ def test_content_that_can_be_answered(content: str) -> None:
     ],
 )
 def test_what_cannot_be_answered_or_stored_is_refused_with_its_place(
-    content: str, others: dict[str, Json], paths: list[str]
+    content: str, others: dict[str, Any], paths: list[str]
 ) -> None:
     with pytest.raises(InvalidInput) as caught:
         check(content, **others)

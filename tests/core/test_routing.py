@@ -85,7 +85,7 @@ def decided(query: Query, team: dict[str, Agent], fallback: str | None) -> Route
         ("refunds", "refund"),
         ("policies", "policy"),
         ("ties", "ty"),
-        ("boxes", "boxe"),
+        ("boxes", "box"),
         ("shoes", "shoe"),
         ("trees", "tree"),
         ("zombaies", "zombaie"),

@@ -7,6 +7,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
@@ -123,9 +124,10 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
             assert '"status":507' in events
         filler.unlink()
         again = client.post("/v1/orchestrate", json=body, headers={"Idempotency-Key": "k"})
-        for _ in range(20):
+        for _ in range(100):
             if again.status_code == 200:
                 break
+            time.sleep(0.1)
             again = client.post("/v1/orchestrate", json=body, headers={"Idempotency-Key": "k"})
         assert (again.status_code, again.json()["output"]) == (200, CONTENT)
         assert again.json()["request_id"] == running

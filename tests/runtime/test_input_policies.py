@@ -147,7 +147,7 @@ async def test_one_interruption_after_the_other_leaves_the_last_one_answered(tmp
         assert held(parts.turns) == 0
 
 
-async def test_many_interruptions_at_once_lose_no_input_and_leave_no_gap(tmp_path: Path) -> None:
+async def test_of_many_interruptions_at_once_the_newest_is_answered_and_no_gap_is_left(tmp_path: Path) -> None:
     async with opened(tmp_path, policy=InputPolicy.INTERRUPT) as parts:
         gate = Gate()
         await parts.agent("gate", gate)
@@ -163,7 +163,7 @@ async def test_many_interruptions_at_once_lose_no_input_and_leave_no_gap(tmp_pat
         assert all(isinstance(end, Answer | Superseded) for end in ends)
         messages = await conversation_of(parts, conversation.id)
         assert [number for number, _, _ in messages] == list(range(1, len(messages) + 1))
-        assert [content for _, author, content in messages if author == "user"] == contents
+        assert [content for _, author, content in messages if author == "user"] == [contents[0], contents[-1]]
 
 
 async def test_the_conversations_own_policy_wins_over_the_default(tmp_path: Path) -> None:
@@ -274,14 +274,12 @@ async def test_enqueue_between_processes_waits_and_leaves_no_gap(tmp_path: Path)
         await asyncio.gather(first, second, note)
         messages = await conversation_of(one, conversation.id)
         assert [number for number, _, _ in messages] == [1, 2, 3, 4, 5]
-        assert [content for _, _, content in messages] == [
-            "gate first",
-            "gate first!",
-            "gate second",
-            "gate second!",
-            "a note",
-        ]
-        assert [message.content for message in gates[1].calls[0].history] == ["gate first", "gate first!"]
+        first_two, last = ["gate first", "gate first!"], ["gate second", "gate second!"]
+        # Which of the two came first to the second process is chance; neither stands inside the other.
+        contents = [content for _, _, content in messages]
+        assert contents in ([*first_two, *last, "a note"], [*first_two, "a note", *last])
+        heard = [message.content for message in gates[1].calls[0].history]
+        assert heard == contents[: contents.index("gate second")]
 
 
 async def test_reject_between_processes(tmp_path: Path) -> None:

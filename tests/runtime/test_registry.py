@@ -16,6 +16,7 @@ from agent_orchestra.adapters.offline import OfflineKind
 from agent_orchestra.core.agent import Agent, Filter, Limits, Role, Status
 from agent_orchestra.core.values import JsonObject
 from agent_orchestra.errors import (
+    AgentDisabled,
     AgentExists,
     AgentNotFound,
     Forbidden,
@@ -49,7 +50,9 @@ def ids(parts: Parts, tenant: str = "default") -> list[str]:
 def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A module with a function, as an operator has one beside the configuration."""
     found = types.ModuleType("agents_of_a_test")
-    found.__dict__["echo"] = exclaim
+    own = types.FunctionType(exclaim.__code__, found.__dict__, "echo")
+    own.__module__ = found.__name__
+    found.__dict__["echo"] = own
     monkeypatch.setitem(sys.modules, found.__name__, found)
     return found
 
@@ -236,7 +239,7 @@ async def test_disabled_agents_take_no_work_and_say_so(tmp_path: Path) -> None:
         await parts.orchestra.enable_agent("a", enabled=False)
         with pytest.raises(NoAgentMatches):
             await parts.orchestra.process_request("snow")
-        with pytest.raises(NoInstanceAvailable, match="DISABLED"):
+        with pytest.raises(AgentDisabled):
             await parts.orchestra.process_request("snow", agent_id="a")
         assert parts.orchestra.agents_health().total_agents == 0
         await parts.orchestra.enable_agent("a", enabled=True)

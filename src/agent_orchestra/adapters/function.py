@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
@@ -24,17 +25,20 @@ __all__ = ["FunctionBackend", "FunctionKind"]
 
 T = TypeVar("T")
 
-_TARGET: Final = r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*$"
+_NAMES: Final = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
+_TARGET: Final = f"^{_NAMES}:{_NAMES}$"
+_FORM: Final = re.compile(_TARGET[1:-1])
+_MOST_CHARS: Final = 250
 _SCHEMA: Final[JsonObject] = {
     "type": "object",
     "properties": {
         "function": {
             "description": "One function, or one for each instance of the agent, as 'module:function'.",
             "anyOf": [
-                {"type": "string", "pattern": _TARGET, "maxLength": 500},
+                {"type": "string", "pattern": _TARGET, "maxLength": _MOST_CHARS},
                 {
                     "type": "array",
-                    "items": {"type": "string", "pattern": _TARGET, "maxLength": 500},
+                    "items": {"type": "string", "pattern": _TARGET, "maxLength": _MOST_CHARS},
                     "minItems": 1,
                     "maxItems": 64,
                 },
@@ -65,14 +69,21 @@ class FunctionKind:
         if not trusted:
             for target in targets:
                 self._check_allowed(target)
-        return [await asyncio.to_thread(_imported, agent, target) for target in targets]
+        instances: list[Instance] = []
+        for target in targets:
+            function = await asyncio.to_thread(_imported, agent, target)
+            if not trusted and getattr(function, "__module__", None) != target.partition(":")[0]:
+                # A module also holds what it has imported itself, down to whatever runs commands.
+                raise Forbidden(f"'{target}' is not a function of that module's own")
+            instances.append(wrapped(agent.id, function, instance_id=target))
+        return instances
 
     def _check_allowed(self, target: str) -> None:
-        module = target.partition(":")[0]
-        if module not in self._allowed:
+        module, _, attribute = target.partition(":")
+        if module not in self._allowed or "." in attribute:
             raise Forbidden(
-                f"functions of module '{module}' may not be named by callers; the operator can add the module to "
-                "functions.allowed_modules, or define the agent in the configuration"
+                f"'{target}' may not be named by callers, only the functions of modules in functions.allowed_modules; "
+                "the operator can add the module there, or define the agent in the configuration"
             )
 
 
@@ -86,14 +97,13 @@ def _targets(agent: Agent) -> Sequence[str]:
         message = "must be 'module:function', or a list of 1 to 64 of them"
         raise InvalidAgent(agent.id, (Fault(path="settings.function", message=message),))
     for target in targets:
-        module, _, attribute = target.partition(":") if isinstance(target, str) else ("", "", "")
-        if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+        if not isinstance(target, str) or len(target) > _MOST_CHARS or not _FORM.fullmatch(target):
             message = f"'{target}' is not of the form 'module:function'"
             raise InvalidAgent(agent.id, (Fault(path="settings.function", message=message),))
     return cast("Sequence[str]", targets)
 
 
-def _imported(agent: Agent, target: str) -> Instance:
+def _imported(agent: Agent, target: str) -> Function:
     module, _, attributes = target.partition(":")
     try:
         found: object = importlib.import_module(module)
@@ -108,7 +118,7 @@ def _imported(agent: Agent, target: str) -> Instance:
         raise InvalidAgent(agent.id, (fault,)) from error
     if not callable(found):
         raise InvalidAgent(agent.id, (Fault(path="settings.function", message=f"'{target}' cannot be called"),))
-    return wrapped(agent.id, found, instance_id=target)
+    return found
 
 
 def wrapped(agent_id: str, function: Function, *, instance_id: str = "in-process") -> Instance:
@@ -129,7 +139,10 @@ class FunctionBackend:
         self._agent_id = agent_id
         self._function = function
         self._arguments = _arguments(agent_id, function)
-        called = function if inspect.isroutine(function) else cast("Function", type(function).__call__)
+        inner = function
+        while isinstance(inner, partial):
+            inner = cast("partial[object]", inner).func
+        called = inner if inspect.isroutine(inner) else cast("Function", type(inner).__call__)
         self._is_async = inspect.iscoroutinefunction(called)
         self._is_async_generator = inspect.isasyncgenfunction(called)
         self._is_generator = inspect.isgeneratorfunction(called)
@@ -139,7 +152,8 @@ class FunctionBackend:
             given = await self._called(call, emit)
         except RunFailed:
             raise
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            # Even one that wants to end the program ends its own call, and no more.
             # The message of a foreign error may hold what nobody else should see, so only its class is told.
             raise AgentFailed(
                 f"agent '{self._agent_id}' raised {type(error).__name__}", cause=type(error).__name__
@@ -157,12 +171,7 @@ class FunctionBackend:
                 emit(pieces[-1])
             return "".join(pieces)
         if self._is_generator:
-            loop = asyncio.get_running_loop()
-
-            def later(piece: str) -> None:
-                loop.call_soon_threadsafe(emit, piece)
-
-            return await _in_thread(partial(_exhausted, self._agent_id, cast("Callable[[], Any]", function), later))
+            return await _told(self._agent_id, cast("Callable[[], Any]", function), emit)
         given = await _in_thread(function)
         return await given if inspect.isawaitable(given) else given
 
@@ -185,12 +194,39 @@ def _arguments(agent_id: str, function: Function) -> int:
     raise InvalidAgent(agent_id, (fault,))
 
 
-def _exhausted(agent_id: str, function: Callable[[], Iterator[object]], emit: Emit) -> str:
-    pieces: list[str] = []
-    for piece in function():
-        pieces.append(_piece(agent_id, piece))
-        emit(pieces[-1])
-    return "".join(pieces)
+async def _told(agent_id: str, function: Callable[[], Iterator[object]], emit: Emit) -> str:
+    """Exhausts a generator in a thread. It is ended between two pieces once nobody wants more of them."""
+    loop = asyncio.get_running_loop()
+    enough = threading.Event()
+    refused: list[Exception] = []
+
+    def tell(piece: str) -> None:
+        if not enough.is_set():
+            try:
+                emit(piece)
+            except Exception as error:  # noqa: BLE001  raised where the call is awaited
+                refused.append(error)
+                enough.set()
+
+    def exhaust() -> str:
+        pieces: list[str] = []
+        for piece in function():
+            if enough.is_set():
+                break
+            pieces.append(_piece(agent_id, piece))
+            loop.call_soon_threadsafe(tell, pieces[-1])
+        return "".join(pieces)
+
+    task = asyncio.ensure_future(_in_thread(exhaust))
+    try:
+        output = await asyncio.shield(task)
+    except asyncio.CancelledError:
+        enough.set()
+        await asyncio.wait((task,))
+        raise
+    if refused:
+        raise refused[0]
+    return output
 
 
 def _piece(agent_id: str, piece: object) -> str:

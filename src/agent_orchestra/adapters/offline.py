@@ -17,15 +17,16 @@ from agent_orchestra.runtime.executor import Call, Emit, Instance
 
 __all__ = ["OfflineBackend", "OfflineKind"]
 
-_MOST_TEXTS: Final = 1_000
-_MOST_CHARS: Final = 20_000
+_MOST_TEXTS: Final = 256
+_MOST_CHARS: Final = 4_000
+_NOT_BLANK: Final = "^[^\\u0000]*[^\\s\\u001c-\\u001f\\u0085\\u0000][^\\u0000]*$"
 _SCHEMA: Final[JsonObject] = {
     "type": "object",
     "properties": {
         "knowledge": {
             "description": "The texts to answer from. Each paragraph of a text is a passage.",
             "type": "array",
-            "items": {"type": "string", "minLength": 1, "maxLength": _MOST_CHARS, "pattern": r"\S"},
+            "items": {"type": "string", "minLength": 1, "maxLength": _MOST_CHARS, "pattern": _NOT_BLANK},
             "minItems": 1,
             "maxItems": _MOST_TEXTS,
         },
@@ -72,6 +73,8 @@ def _checked(agent: Agent) -> tuple[Sequence[str], int]:
             message = f"must be a text of 1 to {_MOST_CHARS} characters, not blank"
             faults.append(Fault(path=f"settings.knowledge.{number}", message=message))
     passages = settings.get("passages", 2)
+    if isinstance(passages, float) and passages.is_integer():
+        passages = int(passages)
     if not isinstance(passages, int) or isinstance(passages, bool) or not 1 <= passages <= 10:
         faults.append(Fault(path="settings.passages", message="must be a whole number from 1 to 10"))
         passages = 2

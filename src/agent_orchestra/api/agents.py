@@ -77,9 +77,7 @@ async def replace_agent(agent_id: Id, body: AgentReplacement, caller: Administra
 @router.patch("/{agent_id}", responses=_CHANGES)
 async def change_agent(agent_id: Id, body: AgentChanges, caller: Administrator) -> AgentOut:
     """Changes the fields that are given, such as ``enabled``; kept over a restart."""
-    agent = caller.orchestra.get_agent(agent_id, tenant=caller.tenant).agent
-    changed = dataclasses.replace(agent, **body.changed())
-    return agent_out(await caller.orchestra.update_agent(changed, tenant=caller.tenant))
+    return agent_out(await caller.orchestra.change_agent(agent_id, tenant=caller.tenant, **body.changed()))
 
 
 @router.delete("/{agent_id}", status_code=status.HTTP_204_NO_CONTENT, responses=described(403, 404, 422, 503, 507))

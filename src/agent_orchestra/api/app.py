@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import contextlib
+from collections.abc import Sequence
 from contextvars import Token
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Final
 
 from fastapi import FastAPI, HTTPException, Response
 from fastapi.routing import APIRoute
@@ -13,15 +15,16 @@ from opentelemetry import context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agent_orchestra.api import agents, conversations, orchestrate, problems, status
+from agent_orchestra.api import agents, conversations, openapi, orchestrate, problems, status
 from agent_orchestra.api.auth import is_loopback
-from agent_orchestra.core.values import JsonObject
 from agent_orchestra.runtime.orchestra import Orchestra
 from agent_orchestra.runtime.telemetry import Log
 
 __all__ = ["create_app"]
 
-_OPEN_PATHS: Final = ("/healthz", "/readyz")
+_DRAIN_SECONDS: Final = 5.0
+#: Each of at most 64 KiB, as the server reads them.
+_DRAIN_MESSAGES: Final = 1_024
 
 
 def create_app(
@@ -50,9 +53,9 @@ def create_app(
     for part in (orchestrate, agents, conversations, status):
         app.include_router(part.router)
     problems.install(app)
-    hosts = None if keys_required else frozenset(allowed_hosts)
+    hosts = None if keys_required else frozenset(host.lower() for host in allowed_hosts)
     app.add_middleware(_Guard, log=log, max_body_bytes=max_body_bytes, hosts=hosts)
-    _describe(app, orchestra.kinds, keys_required=keys_required)
+    openapi.complete(app, orchestra.kinds, keys_required=keys_required)
     return app
 
 
@@ -74,6 +77,7 @@ class _Guard:
             await self._app(scope, receive, send)
             return
         if refusal := self._refusal(scope):
+            await _drained(receive)
             await refusal(scope, receive, send)
             return
         started = False
@@ -84,7 +88,9 @@ class _Guard:
             message = await receive()
             read += len(message.get("body", b""))
             if read > self._max_body_bytes:
-                raise HTTPException(413, self._too_long())
+                if message.get("more_body"):
+                    await _drained(receive)
+                raise HTTPException(413, self._too_long(), {"Connection": "close"})
             return message
 
         async def noting(message: Message) -> None:
@@ -113,7 +119,6 @@ class _Guard:
                 return problems.plain_response(421, detail)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body_bytes:
-            # What is not read would be taken for the next request.
             return problems.plain_response(413, self._too_long(), {"Connection": "close"})
         has_body = length != b"0" or b"transfer-encoding" in headers
         if has_body and not _is_json(headers.get(b"content-type", b"").decode("latin-1")):
@@ -122,6 +127,16 @@ class _Guard:
 
     def _too_long(self) -> str:
         return f"the body is longer than {self._max_body_bytes} bytes, the limit of server.max_body_bytes"
+
+
+async def _drained(receive: Receive) -> None:
+    """Takes in what a client goes on sending, for a while: one that is cut off in its sentence hears no answer."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            for _ in range(_DRAIN_MESSAGES):
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    return
 
 
 def _caller_trace(scope: Scope) -> Token[context.Context] | None:
@@ -146,48 +161,3 @@ def _is_json(content_type: str) -> bool:
 
 def _operation_id(route: APIRoute) -> str:
     return route.name
-
-
-def _describe(app: FastAPI, kinds: Mapping[str, JsonObject], *, keys_required: bool) -> None:
-    """Completes the OpenAPI document by what FastAPI cannot know: the settings of each kind, problems, and keys."""
-    plain = app.openapi
-
-    def complete() -> dict[str, Any]:
-        if app.openapi_schema is not None:
-            return app.openapi_schema
-        document = plain()
-        schemas = document["components"]["schemas"]
-        schemas["Problem"] = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(schemas["Problem"].pop("$defs"))
-        for unused in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(unused, None)
-        for name in ("AgentDefinition", "AgentReplacement"):
-            schemas[name] = _by_kind(schemas[name], kinds)
-        needed = problems.described(401, 403) if keys_required else {}
-        for path, operations in document["paths"].items():
-            for operation in operations.values():
-                if path not in _OPEN_PATHS:
-                    operation["responses"].update({str(code): text for code, text in needed.items()})
-                if "requestBody" not in operation:
-                    operation["responses"].update({str(c): text for c, text in problems.described(413, 415).items()})
-                if not keys_required:
-                    operation["responses"].update({"421": problems.described(421)[421]})
-                if keys_required and path not in _OPEN_PATHS:
-                    operation["security"] = [{"key": []}]
-        if keys_required:
-            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        return document
-
-    app.openapi = complete  # pyright: ignore[reportAttributeAccessIssue]  FastAPI's own way to extend it
-
-
-def _by_kind(schema: dict[str, Any], kinds: Mapping[str, JsonObject]) -> dict[str, Any]:
-    """One alternative for each kind, with the settings that it takes."""
-    alternatives: list[dict[str, Any]] = []
-    for kind, settings in kinds.items():
-        properties = {**schema["properties"], "kind": {"const": kind}, "settings": settings}
-        required = sorted({*schema["required"], *(["settings"] if settings.get("required") else [])})
-        alternatives.append(
-            {**schema, "title": f"{schema['title']} ({kind})", "properties": properties, "required": required}
-        )
-    return {"oneOf": alternatives, "title": schema["title"]}

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from agent_orchestra.api import streams
+from agent_orchestra.api import problems, streams
 from agent_orchestra.api.auth import Caller, Reader, Runner
 from agent_orchestra.api.problems import described
 from agent_orchestra.api.wire import (
@@ -24,7 +24,7 @@ from agent_orchestra.api.wire import (
 from agent_orchestra.core.request import answer_json
 from agent_orchestra.core.stream import END
 from agent_orchestra.definitions import Id
-from agent_orchestra.errors import StreamMismatch
+from agent_orchestra.errors import OrchestraError, StreamMismatch
 from agent_orchestra.runtime.orchestra import make_request
 
 __all__ = ["ANSWERED", "answered", "router"]
@@ -113,7 +113,11 @@ async def answered(
         headers["Idempotent-Replayed"] = "true"
     if streamed:
         return await _streamed(caller, submitted.request_id, 0, None, headers)
-    answer = await caller.orchestra.answer(caller.tenant, submitted)
+    try:
+        answer = await caller.orchestra.answer(caller.tenant, submitted)
+    except OrchestraError as error:
+        # It is on record, and this is its number.
+        return problems.response(error, headers, request_id=submitted.request_id)
     if submitted.running is not None:
         total = (time.perf_counter() - began) * 1_000
         headers["Server-Timing"] = f"record;dur={submitted.running.record_ms}, total;dur={total:.3f}"

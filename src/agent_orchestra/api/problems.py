@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -13,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from agent_orchestra import errors
-from agent_orchestra.errors import Fault, OrchestraError, run_failure
+from agent_orchestra.errors import Fault, OrchestraError
 
-__all__ = ["MEDIA_TYPE", "Problem", "described", "install", "plain_response", "problem", "response", "run_problem"]
+__all__ = ["MEDIA_TYPE", "Problem", "described", "install", "plain_response", "problem", "response", "told_problem"]
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -92,24 +93,29 @@ def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def problem(error: OrchestraError) -> dict[str, Any]:
     """The document of an error."""
-    status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+    status = _status(type(error))
     faults = error.faults if isinstance(error, errors.InvalidInput) else ()
     return _document(status, error.code, error.detail, retryable=error.retryable, faults=faults, more=error.data)
 
 
-def run_problem(code: str, detail: str, data: Mapping[str, Any]) -> dict[str, Any]:
+def _status(kind: type[OrchestraError]) -> int:
+    return next(_STATUS[ancestor] for ancestor in kind.__mro__ if ancestor in _STATUS)
+
+
+def told_problem(code: str, detail: str, data: Mapping[str, Any]) -> dict[str, Any]:
     """The document of a failure that a stream tells: the same that the plain call gives."""
-    return problem(run_failure(code, detail, data))
+    kind = errors.by_code(OrchestraError).get(code, errors.RunFailed)
+    return _document(_status(kind), kind.code, detail, retryable=kind.retryable, more=data)
 
 
-def response(error: OrchestraError) -> Response:
-    """The answer for an error, with the headers that belong to it."""
-    headers: dict[str, str] = {}
+def response(error: OrchestraError, more: Mapping[str, str] | None = None, **members: str) -> Response:
+    """The answer for an error, with the headers that belong to it; ``members`` join the document."""
+    headers = dict(more or {})
     if isinstance(error, errors.Unavailable):
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = 'Bearer realm="agent-orchestra"'
-    return _response(problem(error), headers)
+    return _response({**members, **problem(error)}, headers)
 
 
 def plain_response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -129,13 +135,27 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return _invalid(error)
 
-    async def http(_: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 405:
+            allowed = ", ".join(_methods_at(app, request.scope["path"]))
+            return plain_response(405, f"this path answers to {allowed}", {"Allow": allowed})
         return plain_response(error.status_code, str(error.detail), error.headers)
 
     app.add_exception_handler(OrchestraError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
+
+
+def _methods_at(app: FastAPI, path: str) -> list[str]:
+    """Every method that a path answers to; a route knows only its own."""
+    paths: Mapping[str, Mapping[str, Any]] = app.openapi()["paths"]
+    fitting = [paths[path]] if path in paths else [paths[t] for t in paths if _fits(t, path)]
+    return sorted({method.upper() for operations in fitting for method in operations})
+
+
+def _fits(template: str, path: str) -> bool:
+    return re.fullmatch(re.sub(r"\\{[^}]*\\}", "[^/]+", re.escape(template)), path) is not None
 
 
 def _invalid(error: RequestValidationError) -> Response:

@@ -26,7 +26,7 @@ async def get_alive() -> dict[str, str]:
 async def get_ready(request: Request, response: Response) -> ReadyOut:
     """Whether the database can be reached, and its migrations are current."""
     orchestra: Orchestra = request.app.state.orchestra
-    checks = dict((await orchestra.health()).storage)
+    checks = dict(await orchestra.storage_ready())
     ready = all(checks.values())
     response.status_code = 200 if ready else 503
     return ReadyOut(ready=ready, checks=checks)

@@ -11,26 +11,40 @@ from fastapi import Response
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.responses import StreamingResponse
 
-from agent_orchestra.api.problems import run_problem
+from agent_orchestra.api.problems import told_problem
 from agent_orchestra.core.stream import END, StreamEvent, StreamEventType
+from agent_orchestra.errors import RequestNotFound
 
 __all__ = ["DESCRIBED", "MEDIA_TYPE", "event_response", "parse_event_id"]
 
 MEDIA_TYPE: Final = "text/event-stream"
 DESCRIBED: Final[dict[str, Any]] = {
     MEDIA_TYPE: {
-        "schema": {"type": "string"},
-        "description": "Events 'routed', 'started', 'delta', and last 'completed' or 'failed', each with an id.",
+        "schema": {
+            "description": "One event; the last is 'completed' or 'failed'. A comment comes every 15 s of silence.",
+            "type": "object",
+            "properties": {
+                "event": {"enum": [kind.value for kind in StreamEventType]},
+                "id": {"type": "string", "description": "Send it as Last-Event-ID to go on after this event."},
+                "data": {"type": "string", "contentMediaType": "application/json"},
+            },
+            "required": ["event", "id", "data"],
+        }
     }
 }
 
 _PING_SECONDS: Final = 15.0
+_MOST_DIGITS: Final = 12
 
 
 def parse_event_id(text: str) -> tuple[str, int]:
-    """The request and the position that an id of an event names."""
+    """The request and the position that an id of an event names. Raises :class:`RequestNotFound` for what is none."""
     request_id, _, position = text.rpartition(":")
-    return request_id, END if position == "end" else int(position)
+    if position == "end":
+        return request_id, END
+    if not (position.isascii() and position.isdigit() and len(position) <= _MOST_DIGITS):
+        raise RequestNotFound("Last-Event-ID is not the id of an event; leave it out to hear all")
+    return request_id, int(position)
 
 
 def event_response(request_id: str, events: AsyncIterator[StreamEvent], headers: dict[str, str]) -> Response:
@@ -67,7 +81,7 @@ def _bytes(request_id: str, event: StreamEvent) -> bytes:
     data: Any = event.data
     if event.type is StreamEventType.FAILED:
         more = {key: value for key, value in event.data.items() if key not in ("code", "detail")}
-        data = run_problem(str(event.data["code"]), str(event.data["detail"]), more)
+        data = told_problem(str(event.data["code"]), str(event.data["detail"]), more)
     position = "end" if event.position == END else str(event.position)
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     return format_sse_event(event=event.type.value, data_str=text, id=f"{request_id}:{position}")

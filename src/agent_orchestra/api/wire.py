@@ -12,7 +12,7 @@ from agent_orchestra.core.agent import Role, Status, SystemHealth
 from agent_orchestra.core.conversation import Conversation, InputPolicy
 from agent_orchestra.core.message import Author, Message
 from agent_orchestra.core.request import MAX_CONTENT_CHARS, Answer, Failure, Record, RequestStatus, answer_json
-from agent_orchestra.definitions import NOT_BLANK, Id, LimitsDefinition, Text
+from agent_orchestra.definitions import NOT_BLANK, NUMBER, Id, LimitsDefinition, Text
 from agent_orchestra.runtime.registry import Registered, Source
 
 __all__ = [
@@ -39,9 +39,18 @@ __all__ = [
 
 T = TypeVar("T")
 
-Content = Annotated[str, Field(max_length=MAX_CONTENT_CHARS, json_schema_extra=NOT_BLANK)]
+#: Its length is checked in the core. The document says it in words: a bound of that size would have every tool that
+#: makes requests from the document make the longest ones.
+Content = Annotated[
+    str,
+    Field(
+        json_schema_extra={**NOT_BLANK, "examples": ["I was charged twice, can I have a refund?"]},
+        description=f"At most {MAX_CONTENT_CHARS:,} characters, not all of them blank.",
+    ),
+]
 UserId = Annotated[Text, Field(min_length=1, max_length=256)]
-Context = dict[str, Any]
+#: The document describes such an object as any JSON that can be stored, see :mod:`agent_orchestra.api.openapi`.
+Context = Annotated[dict[str, Any], Field(json_schema_extra={"x-any-json": True})]
 Capability = Annotated[Text, Field(min_length=1, max_length=500)]
 
 IdempotencyKey = Annotated[
@@ -56,8 +65,9 @@ LastEventId = Annotated[
     str | None,
     Header(
         alias="Last-Event-ID",
-        pattern=r"^[0-9a-f\-]{36}:([0-9]{1,12}|end)$",
+        max_length=256,
         description="The last event that was seen; the stream goes on after it.",
+        openapi_examples={"after 40 characters": {"value": "01a1f906-b943-7710-b511-93a84319b162:42"}},
     ),
 ]
 
@@ -71,6 +81,8 @@ class _Out(BaseModel):
 
 
 class ProcessBody(_Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"content": "And how long may I stay?"}]})
+
     content: Content
     user_id: UserId | None = None
     context: Context = Field(default_factory=dict)
@@ -82,11 +94,15 @@ class ProcessBody(_Body):
 
 
 class OrchestrateBody(ProcessBody):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"content": "Do I need a visa for Japan?"}]})
+
     conversation_id: Id | None = None
     """Without it a new conversation begins."""
 
 
 class ConversationBody(_Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "ada", "input_policy": "enqueue"}]})
+
     id: Id | None = None
     user_id: UserId | None = None
     context: Context = Field(default_factory=dict)
@@ -96,9 +112,13 @@ class ConversationBody(_Body):
 
 
 class MessageBody(_Body):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"content": "The customer is in Lisbon.", "author": "system"}]}
+    )
+
     content: Content
     author: Author = Author.USER
-    expected_seq: Annotated[int, Field(ge=1, le=2_147_483_647)] | None = None
+    expected_seq: Annotated[int, Field(ge=1, le=2_147_483_647), NUMBER] | None = None
     """The number that the message is expected to get; if it would get another, it is refused."""
 
 

@@ -30,7 +30,7 @@ __all__ = [
     "system_health",
 ]
 
-ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$"
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 ID_RULE = "must be 1 to 64 letters, digits, '_', '.' or '-', the first a letter or digit"
 MAX_LINES = 256
 MAX_LINE_CHARS = 500

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,6 +14,7 @@ from agent_orchestra.errors import Fault, InvalidInput
 
 __all__ = [
     "MAX_CONTENT_CHARS",
+    "MAX_USER_CHARS",
     "Answer",
     "Attempt",
     "Failure",
@@ -27,6 +29,9 @@ __all__ = [
 ]
 
 MAX_CONTENT_CHARS: Final = 200_000
+MAX_USER_CHARS: Final = 256
+
+_KEY: Final = re.compile(r"[\x21-\x7E]{1,255}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +51,7 @@ class Request:
     received_ms: int
 
 
-def check(content: str, **others: Json) -> None:
+def check(content: str, *, idempotency_key: str | None = None, **others: Json) -> None:
     """Raises :class:`InvalidInput` unless the content has something to answer, and all can be stored."""
     faults: list[Fault] = []
     if not content.strip():
@@ -56,6 +61,10 @@ def check(content: str, **others: Json) -> None:
         faults.append(Fault(path="content", message=message))
     for path, value in {"content": content, **others}.items():
         faults.extend(faults_in(path, value))
+    if isinstance(user_id := others.get("user_id"), str) and not 1 <= len(user_id) <= MAX_USER_CHARS:
+        faults.append(Fault(path="user_id", message=f"must have 1 to {MAX_USER_CHARS} characters"))
+    if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
+        faults.append(Fault(path="idempotency_key", message="must be 1 to 255 visible ASCII characters"))
     if faults:
         raise InvalidInput("; ".join(map(str, faults)), faults=tuple(faults))
 

@@ -100,7 +100,8 @@ _STOP_WORDS: Final = frozenset(
 def terms(text: str) -> Iterator[str]:
     """The words of a text in order, folded: no case, no plural s, no stop words.
 
-    Plurals are folded by the S-stemmer (D. Harman, "How effective is suffixing?", JASIS 42(1), 1991).
+    Plurals are folded by the S-stemmer (D. Harman, "How effective is suffixing?", JASIS 42(1), 1991), and by one rule
+    more: after a sibilant the ending is "es", so that "crashes" meets "crash".
     """
     for match in _WORD.finditer(text.casefold()):
         word = match.group()
@@ -114,6 +115,8 @@ def _singular(word: str) -> str:
         return word
     if word.endswith("ies") and word[-4] not in "ae":
         return word[:-3] + "y"
+    if word.endswith(("ses", "xes", "zes", "ches", "shes")):
+        return word[:-2]
     if word.endswith("es") and word[-3] not in "aeo":
         return word[:-1]
     return word if word[-2] in "us" else word[:-1]
@@ -191,7 +194,7 @@ def route(query: Query, available: Mapping[str, Agent], scores: Sequence[Score],
             )
     ranked = _ranked(pool, scores, query.active_agent)
     if query.capability is not None:
-        return _by_capability(query.capability, pool, ranked)
+        return _by_capability(query, pool, ranked)
     if ranked:
         reason = f"matched the words {_quoted(ranked[0].matched[:5])}"
         if ranked[0].agent_id == query.active_agent:
@@ -228,16 +231,19 @@ def _explicit(agent_id: str, capability: str | None, available: Mapping[str, Age
     )
 
 
-def _by_capability(capability: str, pool: Mapping[str, Agent], ranked: Sequence[Score]) -> Route:
-    scored = {score.agent_id for score in ranked}
-    rest = sorted((agent for agent in pool.values() if agent.id not in scored), key=lambda a: (-a.priority, a.id))
-    chosen = (*ranked, *(Score(agent_id=agent.id, value=0.0, matched=()) for agent in rest))
-    candidates = _candidates(ranked) if ranked else _equals(chosen)
+def _by_capability(query: Query, pool: Mapping[str, Agent], ranked: Sequence[Score]) -> Route:
+    reason = f"{len(pool)} available {'agent has' if len(pool) == 1 else 'agents have'} the capability"
+    reason += f" '{query.capability}'"
     if len(pool) == 1:
-        candidates = (Candidate(agent_id=chosen[0].agent_id, confidence=1.0),)
-    reason = f"{len(pool)} available {'agent has' if len(pool) == 1 else 'agents have'} the capability '{capability}'"
-    if len(pool) > 1:
-        reason += f"; matched the words {_quoted(ranked[0].matched[:5])}" if ranked else "; highest priority"
+        candidates = (Candidate(agent_id=next(iter(pool)), confidence=1.0),)
+    elif ranked:
+        candidates = _candidates(ranked)
+        reason += f"; matched the words {_quoted(ranked[0].matched[:5])}"
+    else:
+        equals = sorted(pool.values(), key=lambda a: (a.id != query.active_agent, -a.priority, a.id))
+        confidence = round(1 / len(equals), 4)
+        candidates = tuple(Candidate(agent_id=a.id, confidence=confidence) for a in equals[:_MOST_CANDIDATES])
+        reason += "; already in this conversation" if equals[0].id == query.active_agent else "; highest priority"
     return Route(candidates=candidates, stage=Stage.CAPABILITY, reason=reason)
 
 
@@ -263,11 +269,6 @@ def _candidates(ranked: Sequence[Score]) -> tuple[Candidate, ...]:
     )
 
 
-def _equals(scores: Sequence[Score]) -> tuple[Candidate, ...]:
-    confidence = round(1 / len(scores), 4)
-    return tuple(Candidate(agent_id=score.agent_id, confidence=confidence) for score in scores[:_MOST_CANDIDATES])
-
-
 def resolve(action: str, agents: Mapping[str, Agent]) -> Agent:
     """The agent that an action's name means: its id, a capability, or ``id.anything``; priority among equals.
 
@@ -278,9 +279,11 @@ def resolve(action: str, agents: Mapping[str, Agent]) -> Agent:
     able = sorted((a for a in agents.values() if _can(a, action)), key=lambda a: (-a.priority, a.id))
     if able:
         return able[0]
-    owner = action.rpartition(".")[0]
-    if owner in agents:
-        return agents[owner]
+    owner = action
+    while "." in owner:
+        owner = owner.rpartition(".")[0]
+        if owner in agents:
+            return agents[owner]
     raise NoAgentMatches(f"no agent is named '{action}' or has it as a capability")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
@@ -14,6 +15,7 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 JsonObject: TypeAlias = Mapping[str, Json]
 
 _DEEPEST: Final = 50
+_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 
 def faults_in(path: str, value: Json, *, depth: int = 0) -> Iterator[Fault]:
@@ -36,7 +38,5 @@ def faults_in(path: str, value: Json, *, depth: int = 0) -> Iterator[Fault]:
 
 
 def cleaned(text: str) -> str:
-    """The text with U+FFFD for what no database can hold. Most texts come back as they are, at no cost."""
-    if text.isascii():
-        return text.replace("\0", "\ufffd") if "\0" in text else text
-    return text.replace("\0", "\ufffd").encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    """The text with U+FFFD for each character that no database can hold. Most texts come back as they are."""
+    return text if text.isascii() and "\0" not in text else _UNSTORABLE.sub("\ufffd", text)

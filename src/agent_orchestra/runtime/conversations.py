@@ -12,7 +12,7 @@ from typing import Protocol
 from agent_orchestra.core.agent import ID_RULE, is_id
 from agent_orchestra.core.conversation import Conversation, InputPolicy
 from agent_orchestra.core.message import Author, Message
-from agent_orchestra.core.request import check
+from agent_orchestra.core.request import MAX_USER_CHARS, check
 from agent_orchestra.core.values import JsonObject, faults_in
 from agent_orchestra.errors import ConversationBusy, Fault, InvalidInput, SequenceConflict
 from agent_orchestra.runtime.clock import new_id, now_ms
@@ -48,11 +48,19 @@ class ConversationStore(Protocol):
         ...
 
 
+Cancel = Callable[[], None]
+
+#: How many may wait for one conversation; without a bound, one could take all the room of a service.
+_MOST_WAITING = 50
+
+
 @dataclass(slots=True, eq=False)
 class _Turn:
     key: tuple[str, str]
-    cancel: Callable[[], None] | None
-    waiting: deque[asyncio.Future[None]] = field(default_factory=deque[asyncio.Future[None]])
+    cancel: Cancel | None
+    waiting: deque[tuple[asyncio.Future[None], Cancel | None]] = field(
+        default_factory=deque[tuple[asyncio.Future[None], Cancel | None]]
+    )
 
 
 class Turns:
@@ -66,12 +74,12 @@ class Turns:
 
     @asynccontextmanager
     async def hold(
-        self, tenant: str, conversation_id: str, policy: InputPolicy, *, cancel: Callable[[], None] | None = None
+        self, tenant: str, conversation_id: str, policy: InputPolicy, *, cancel: Cancel | None = None
     ) -> AsyncGenerator[bool]:
         """Holds the conversation over the block; the value says whether it had to wait.
 
-        ``cancel`` ends the holder when other input is to take its turn. Raises :class:`ConversationBusy` where the
-        policy is to reject.
+        ``cancel`` ends the holder, or who waits, when other input is to take its turn. Raises
+        :class:`ConversationBusy` where the policy is to reject, or too many wait already.
         """
         key = (tenant, conversation_id)
         turn = self._held.get(key)
@@ -79,20 +87,22 @@ class Turns:
         if turn is None:
             turn = self._held[key] = _Turn(key, cancel)
         else:
-            if policy is InputPolicy.REJECT:
+            if policy is InputPolicy.REJECT or len(turn.waiting) >= _MOST_WAITING:
                 raise ConversationBusy(busy(conversation_id))
-            if policy is InputPolicy.INTERRUPT and turn.cancel is not None:
-                turn.cancel()
-            await self._wait(turn)
-            turn.cancel = cancel
+            if policy is InputPolicy.INTERRUPT:
+                # The newest input counts: it ends the one that runs, and those that wait before it.
+                for before in (turn.cancel, *(other for _, other in turn.waiting)):
+                    if before is not None:
+                        before()
+            await self._wait(turn, cancel)
         try:
             yield waited
         finally:
             self._hand_on(turn)
 
-    async def _wait(self, turn: _Turn) -> None:
+    async def _wait(self, turn: _Turn, cancel: Cancel | None) -> None:
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        turn.waiting.append(place)
+        turn.waiting.append((place, cancel))
         try:
             await place
         except asyncio.CancelledError:
@@ -103,8 +113,9 @@ class Turns:
 
     def _hand_on(self, turn: _Turn) -> None:
         while turn.waiting:
-            place = turn.waiting.popleft()
+            place, cancel = turn.waiting.popleft()
             if not place.done():
+                turn.cancel = cancel
                 place.set_result(None)
                 return
         del self._held[turn.key]
@@ -134,8 +145,10 @@ class Conversations:
     ) -> Conversation:
         """A new, empty conversation. Raises :class:`ConversationExists` for an id that is taken."""
         faults = [*faults_in("user_id", user_id), *faults_in("context", context)]
-        if conversation_id is not None and not is_id(conversation_id):
-            faults.append(Fault(path="id", message=ID_RULE))
+        if user_id is not None and not 1 <= len(user_id) <= MAX_USER_CHARS:
+            faults.append(Fault(path="user_id", message=f"must have 1 to {MAX_USER_CHARS} characters"))
+        names = {"id": conversation_id, "tenant": tenant}
+        faults += [Fault(path=path, message=ID_RULE) for path, name in names.items() if name and not is_id(name)]
         if faults:
             raise InvalidInput("; ".join(map(str, faults)), faults=tuple(faults))
         now = now_ms()

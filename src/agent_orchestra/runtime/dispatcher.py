@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agent_orchestra.core import stream
+from agent_orchestra.core.agent import is_id
 from agent_orchestra.core.conversation import Conversation, InputPolicy
 from agent_orchestra.core.message import Message
 from agent_orchestra.core.request import (
@@ -21,14 +23,14 @@ from agent_orchestra.core.request import (
     Request,
     RequestStatus,
     answer_json,
-    check,
 )
 from agent_orchestra.core.routing import Route
 from agent_orchestra.core.stream import StreamEvent, StreamEventType
-from agent_orchestra.core.values import Json
+from agent_orchestra.core.values import Json, cleaned
 from agent_orchestra.errors import (
     AgentFailed,
     ConversationBusy,
+    ConversationNotFound,
     DeadlineExceeded,
     IdempotencyMismatch,
     Interrupted,
@@ -40,6 +42,7 @@ from agent_orchestra.errors import (
     StorageUnavailable,
     StreamMismatch,
     Superseded,
+    code_of,
     run_failure,
 )
 from agent_orchestra.runtime.clock import new_id, now_ms
@@ -55,6 +58,9 @@ __all__ = ["Accepted", "Dispatcher", "Leases", "Loaded", "RunLog", "Running", "S
 LEASE_SECONDS = 15.0
 RENEW_SECONDS = 5.0
 RECORD_AGAIN_SECONDS = 1.0
+#: Beyond so many pieces those shorter than this are kept together, so that a stream of characters stays small.
+_MANY_PIECES = 1_000
+_SMALL_PIECE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +89,10 @@ class RunLog(Protocol):
     """The record of requests. Each entry is written together with its messages and events, or not at all."""
 
     async def load(self, request: Request, *, limit: int) -> Loaded:
-        """Raises :class:`ConversationNotFound` for a conversation that is named and not there."""
+        """What is on record for a request: its conversation, if it names one, and what had its key before.
+
+        Raises :class:`ConversationNotFound` for a conversation that is named and not there.
+        """
         ...
 
     async def accept(self, entry: Accepted) -> Record | None:
@@ -136,12 +145,18 @@ class Running:
         self.ended: asyncio.Future[Answer] = loop.create_future()
         self.record_ms = 0.0
         self.task: asyncio.Task[None] | None = None
-        self.cause: RunFailed | None = None
+        self.cause: OrchestraError | None = None
         self._interruptible = False
         self._events: list[StreamEvent] = []
         self._more = asyncio.Event()
 
     def tell(self, event: StreamEvent) -> None:
+        if len(self._events) > _MANY_PIECES and event.type is StreamEventType.DELTA:
+            before = str(self._events[-1].data["text"])
+            if len(before) < _SMALL_PIECE:
+                # Kept as one: who has heard the first part is given the rest of it.
+                said = self._events.pop().position - 2 - len(before)
+                event = stream.delta(before + str(event.data["text"]), said=said)
         self._events.append(event)
         self._more.set()
 
@@ -181,7 +196,7 @@ class Running:
         finally:
             self._interruptible = False
 
-    def cancel(self, cause: RunFailed) -> None:
+    def cancel(self, cause: OrchestraError) -> None:
         """Ends the request for this reason, at the next place where it can be ended."""
         if self.cause is None:
             self.cause = cause
@@ -195,7 +210,7 @@ class Running:
 
     def fail(self, error: OrchestraError) -> None:
         if not self.ended.done():
-            self.tell(stream.failed({"code": error.code, "detail": error.detail, **_plain(error)}))
+            self.tell(_failed(error))
             self.ended.set_exception(error)
             # Whoever waits is given it; that nobody waits (a stream, a client that hung up) is no fault.
             self.ended.exception()
@@ -208,8 +223,15 @@ class Running:
         self.fail(error)
 
 
+def _failed(error: OrchestraError) -> StreamEvent:
+    return stream.failed({**_plain(error), "code": error.code, "detail": cleaned(error.detail)})
+
+
 def _plain(error: OrchestraError) -> dict[str, Json]:
-    return {key: value for key, value in error.data.items() if isinstance(value, str | int | float | bool)}
+    """Its data as far as it can be stored."""
+    texts = {cleaned(key): value for key, value in error.data.items()}
+    plain = {k: cleaned(v) if isinstance(v, str) else v for k, v in texts.items() if isinstance(v, str | int | float)}
+    return {key: value for key, value in plain.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,14 +293,13 @@ class Dispatcher:
         With an idempotency key that was used before, gives the request that had it. Raises what refuses the request; it
         is then not on record, and its key is free.
         """
-        check(
-            request.content, user_id=request.user_id, context=request.context, idempotency_key=request.idempotency_key
-        )
+        if request.conversation_id is not None and not is_id(request.conversation_id):
+            raise ConversationNotFound("the request names a conversation that cannot be")
         if request.idempotency_key and (first := self._by_key.get((request.tenant, request.idempotency_key))):
             _same(request, first.request.fingerprint)
             return await self._joined(first)
         if self._closing:
-            raise ShuttingDown("the service is stopping; send the request to another one, or again when it is back")
+            raise _stopping()
         if len(self._running) >= self._max_concurrent:
             raise Overloaded(f"{self._max_concurrent} requests are running, which is the limit; try again")
         running = Running(request)
@@ -322,8 +343,8 @@ class Dispatcher:
                     await self._leases.renew(list(self._running), now_ms() + int(LEASE_SECONDS * 1_000))
                 if dead := await self._leases.reap(now_ms()):
                     self._telemetry.warn("requests_interrupted", count=dead)
-            except StorageUnavailable as error:
-                self._telemetry.warn("leases_not_renewed", code=error.code)
+            except Exception as error:  # noqa: BLE001  the watch goes on, whatever one look has met
+                self._telemetry.warn("leases_not_renewed", code=code_of(error))
 
     async def close(self, grace_seconds: float) -> None:
         """Takes nothing new, lets what runs end within the grace, and records the rest as interrupted."""
@@ -332,7 +353,10 @@ class Dispatcher:
         if tasks:
             await asyncio.wait(tasks, timeout=grace_seconds)
         for running in self._running.values():
-            running.cancel(Interrupted("the service stopped before this request had ended"))
+            if running.on_record.done():
+                running.cancel(Interrupted("the service stopped before this request had ended"))
+            else:
+                running.cancel(_stopping())
         tasks = [task for task in tasks if not task.done()]
         if tasks:
             await asyncio.wait(tasks, timeout=RECORD_AGAIN_SECONDS * 2)
@@ -355,7 +379,7 @@ class Dispatcher:
         except OrchestraError as error:
             running.refuse(error)
         except asyncio.CancelledError:
-            running.refuse(ShuttingDown("the service stopped before this request was on record"))
+            running.refuse(_stopping())
         except Exception as error:  # noqa: BLE001  the task ends here, and says so
             self._telemetry.fail("request_broke", request_id=request.id, error=type(error).__name__, exc_info=True)
             running.refuse(OrchestraError("something went wrong inside the service; its log has more"))
@@ -372,8 +396,11 @@ class Dispatcher:
             place = await self._accept(running, watch, deadline, held)
             if place is None:
                 return
-            with self._telemetry.span("invoke_agent", **{"gen_ai.agent.id": place.call.agent.id}):
+            about = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.id": place.call.agent.id}
+            with self._telemetry.span("invoke_agent", **about) as span:
                 end, status = await self._perform(running, place, watch, deadline)
+                if isinstance(end, Failure):
+                    self._telemetry.mark(span, end.code)
             await self._settle(running, place.call.conversation_id, end, status)
         self._tell_end(request, place, end, running.record_ms)
 
@@ -385,33 +412,25 @@ class Dispatcher:
             loaded = Loaded(conversation=None, history=(), record=None)
             if request.conversation_id is not None:
                 loaded = await self._log.load(request, limit=self._history_messages)
-                if loaded.record is not None:
-                    return self._repeated(running, loaded.record)
+            if loaded.record is not None:
+                return self._repeated(running, loaded.record)
             conversation = loaded.conversation or self._new_conversation(request)
             if not holds:
                 holds = True
                 if await self._take_turn(running, conversation, deadline, held):
+                    # Others have written meanwhile.
                     continue
             watch.lap("load")
-            roster = self._registry.roster(request.tenant)
-            route = self._router.route(request, loaded.conversation, roster)
-            entry = roster.get(route.primary.agent_id)
-            instance = self._executor.reserve(entry.agent, entry.pool)
-            watch.lap("route")
-            accepted = False
             try:
-                before = await self._log.accept(
-                    Accepted(
-                        request=request,
-                        conversation=conversation,
-                        new=loaded.conversation is None,
-                        route=route,
-                        instance_id=instance.id,
-                        lease_until_ms=now_ms() + int(LEASE_SECONDS * 1_000),
-                        take_over=take_over,
-                    )
-                )
-                accepted = before is None
+                place = self._chosen(request, conversation, loaded)
+            except OrchestraError:
+                # Whether its agent can answer now is nothing to a request that was answered before.
+                if before := await self._before(request):
+                    return self._repeated(running, before)
+                raise
+            watch.lap("route")
+            try:
+                before = await self._put_on_record(request, place, conversation, loaded, take_over=take_over)
             except SequenceConflict:
                 continue
             except ConversationBusy:
@@ -419,39 +438,64 @@ class Dispatcher:
                 if conversation.input_policy is InputPolicy.REJECT:
                     raise
                 take_over = conversation.input_policy is InputPolicy.INTERRUPT
-                if not take_over:
-                    await self._pause(running, deadline)
+                await self._pause(running, deadline)
                 continue
-            finally:
-                if not accepted:
-                    self._executor.release(instance)
             if before is not None:
                 return self._repeated(running, before)
             watch.lap("accept")
-            running.tell(stream.routed(route, request_id=request.id, conversation_id=conversation.id))
-            running.tell(stream.started(agent_id=entry.agent.id, instance_id=instance.id))
+            running.tell(stream.routed(place.route, request_id=request.id, conversation_id=conversation.id))
+            running.tell(stream.started(agent_id=place.call.agent.id, instance_id=place.instance.id))
             running.on_record.set_result(None)
-            call = Call(
-                request_id=request.id,
-                conversation_id=conversation.id,
-                tenant=request.tenant,
-                agent=entry.agent,
-                content=request.content,
-                history=loaded.history,
-                context={**conversation.context, **request.context},
-                user_id=request.user_id or conversation.user_id,
+            return place
+
+    def _chosen(self, request: Request, conversation: Conversation, loaded: Loaded) -> _Place:
+        """Where the request goes, with a place on an instance taken. Raises what refuses it."""
+        roster = self._registry.roster(request.tenant)
+        route = self._router.route(request, loaded.conversation, roster)
+        entry = roster.get(route.primary.agent_id)
+        call = Call(
+            request_id=request.id,
+            conversation_id=conversation.id,
+            tenant=request.tenant,
+            agent=entry.agent,
+            content=request.content,
+            history=loaded.history,
+            context={**conversation.context, **request.context},
+            user_id=request.user_id or conversation.user_id,
+        )
+        instance = self._executor.reserve(entry.agent, entry.pool)
+        return _Place(call=call, route=route, pool=entry.pool, instance=instance)
+
+    async def _put_on_record(
+        self, request: Request, place: _Place, conversation: Conversation, loaded: Loaded, *, take_over: bool
+    ) -> Record | None:
+        accepted = False
+        try:
+            before = await self._log.accept(
+                Accepted(
+                    request=request,
+                    conversation=conversation,
+                    new=loaded.conversation is None,
+                    route=place.route,
+                    instance_id=place.instance.id,
+                    lease_until_ms=now_ms() + int(LEASE_SECONDS * 1_000),
+                    take_over=take_over,
+                )
             )
-            return _Place(call=call, route=route, pool=entry.pool, instance=instance)
+            accepted = before is None
+            return before
+        finally:
+            if not accepted:
+                self._executor.release(place.instance)
 
     async def _perform(
         self, running: Running, place: _Place, watch: Stopwatch, deadline: float
     ) -> tuple[Answer | Failure, RequestStatus]:
         seconds = max(deadline - asyncio.get_running_loop().time(), 0.0)
-        told = ""
+        told: list[str] = []
 
         def emit(piece: str, said: int) -> None:
-            nonlocal told
-            told += piece
+            told.append(piece)
             running.tell(stream.delta(piece, said=said))
 
         called = False
@@ -462,7 +506,7 @@ class Dispatcher:
         except RunFailed as cause:
             if not called:
                 self._executor.release(place.instance)
-            outcome = Outcome(reply=None, error=cause, told=told, attempts=())
+            outcome = Outcome(reply=None, error=cause, told="".join(told), attempts=())
         watch.lap("run")
         timings = {**watch.timings, "total": watch.total()}
         if outcome.reply is None:
@@ -472,7 +516,7 @@ class Dispatcher:
             status = RequestStatus.CANCELLED if isinstance(error, Superseded) else RequestStatus.FAILED
             failure = Failure(
                 code=error.code,
-                detail=error.detail,
+                detail=cleaned(error.detail),
                 data=_plain(error),
                 output=outcome.told,
                 timings=timings,
@@ -513,6 +557,9 @@ class Dispatcher:
             except RunFailed as error:
                 running.fail(error)
                 return
+            except Exception as error:  # noqa: BLE001  whatever cannot be recorded, that it ended can
+                self._telemetry.fail("answer_not_recorded", request_id=request.id, error=type(error).__name__)
+                end, status = _UNRECORDABLE, RequestStatus.FAILED
             else:
                 running.record_ms = round((time.perf_counter() - began) * 1_000, 3)
                 if isinstance(end, Answer):
@@ -545,6 +592,11 @@ class Dispatcher:
             raise _waited_too_long(str(running.request.conversation_id))
         with running.interruptible():
             await asyncio.sleep(ELSEWHERE_SECONDS)
+
+    async def _before(self, request: Request) -> Record | None:
+        if request.idempotency_key is None:
+            return None
+        return (await self._log.load(request, limit=0)).record
 
     def _repeated(self, running: Running, before: Record) -> None:
         _same(running.request, before.fingerprint)
@@ -599,7 +651,7 @@ class Dispatcher:
         else:
             error = _failure_of(record)
             output = record.end.output if record.end else ""
-            last = stream.failed({"code": error.code, "detail": error.detail, **_plain(error)})
+            last = _failed(error)
         for event in stream.retell(head, output, last, after=after):
             yield event
 
@@ -622,6 +674,13 @@ class _Place:
     route: Route
     pool: Pool
     instance: Instance
+
+
+_UNRECORDABLE = Failure(code=AgentFailed.code, detail="the agent's answer could not be put on record")
+
+
+def _stopping() -> ShuttingDown:
+    return ShuttingDown("the service is stopping; send the request to another one, or again when it is back")
 
 
 def _same(request: Request, asked_before: str) -> None:

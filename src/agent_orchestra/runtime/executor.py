@@ -13,7 +13,7 @@ from agent_orchestra.core import balancing
 from agent_orchestra.core.agent import Agent
 from agent_orchestra.core.message import Message
 from agent_orchestra.core.request import Attempt, Reply
-from agent_orchestra.core.values import JsonObject, cleaned
+from agent_orchestra.core.values import JsonObject, cleaned, faults_in
 from agent_orchestra.errors import AgentFailed, DeadlineExceeded, NoInstanceAvailable, RunFailed
 
 __all__ = ["Backend", "Call", "Emit", "Executor", "Instance", "Outcome", "Pool"]
@@ -209,4 +209,8 @@ def _judged(reply: Reply, teller: _Teller) -> tuple[Reply | None, RunFailed | No
     told = "".join(teller.pieces)
     if told != cleaned(reply.output):
         return None, AgentFailed("the agent's output is not what its stream told", cause="output_mismatch")
+    # What no database takes would never come on record, and the request would never end.
+    for path, given in (("value", reply.value), ("usage.cost_usd", reply.usage.cost_usd)):
+        if fault := next(faults_in(path, given), None):
+            return None, AgentFailed(f"the agent's reply cannot be stored: {fault}", cause="output_not_storable")
     return reply if told == reply.output else dataclasses.replace(reply, output=told), None

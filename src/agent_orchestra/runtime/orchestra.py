@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from agent_orchestra.core.agent import Agent, Filter, Status, SystemHealth, system_health
+from agent_orchestra.core.agent import ID_RULE, Agent, Filter, Status, SystemHealth, is_id, system_health
 from agent_orchestra.core.conversation import Conversation, InputPolicy
 from agent_orchestra.core.message import Author, Message
-from agent_orchestra.core.request import Answer, Record, Request
+from agent_orchestra.core.request import Answer, Record, Request, check
 from agent_orchestra.core.stream import StreamEvent
 from agent_orchestra.core.values import JsonObject
+from agent_orchestra.errors import Fault, InvalidInput
 from agent_orchestra.runtime.clock import new_id, now_ms
 from agent_orchestra.runtime.conversations import Conversations
 from agent_orchestra.runtime.dispatcher import Dispatcher, RunLog, Submitted, fingerprint
@@ -67,7 +67,8 @@ class Health:
 class Orchestra:
     """One orchestra, open. Made by :func:`agent_orchestra.open_orchestra`, which also closes it.
 
-    Every method takes ``tenant``, whose agents, conversations and requests no other tenant sees.
+    Every method takes ``tenant``, whose agents, conversations and requests no other tenant sees; only the agents of the
+    configuration, and those given in code for the tenant ``default``, are shared by all.
     """
 
     def __init__(
@@ -109,25 +110,30 @@ class Orchestra:
     # --- agents
 
     async def register_agent(
-        self, agent: Agent, run: Function | None = None, *, tenant: str = DEFAULT_TENANT
+        self, agent: Agent, run: Function | None = None, *, tenant: str = DEFAULT_TENANT, trusted: bool = False
     ) -> Registered:
         """Adds an agent. With ``run``, the function that answers for it; such an agent lives as long as this process.
+
+        ``trusted`` says that the operator gives the definition, who may name any function.
 
         Raises :class:`InvalidAgent` with all that is wrong, :class:`AgentExists`, or :class:`Forbidden` for a function
         that a definition names and the operator has not allowed.
         """
         if run is not None:
             return await self._registry.register_in_code(tenant, agent, [self._wrap(agent.id, run)])
-        return await self._registry.register(tenant, agent)
+        return await self._registry.register(tenant, agent, trusted=trusted)
 
-    async def update_agent(self, agent: Agent, *, tenant: str = DEFAULT_TENANT) -> Registered:
+    async def update_agent(self, agent: Agent, *, tenant: str = DEFAULT_TENANT, trusted: bool = False) -> Registered:
         """Replaces the definition of the same id. Raises :class:`AgentNotFound`, and as :meth:`register_agent`."""
-        return await self._registry.update(tenant, agent)
+        return await self._registry.update(tenant, agent, trusted=trusted)
+
+    async def change_agent(self, agent_id: str, *, tenant: str = DEFAULT_TENANT, **fields: object) -> Registered:
+        """Replaces some fields of an agent, named as in :class:`Agent`, and leaves the others. Raises as above."""
+        return await self._registry.change(tenant, agent_id, **fields)
 
     async def enable_agent(self, agent_id: str, *, enabled: bool, tenant: str = DEFAULT_TENANT) -> Registered:
         """Lets an agent take work, or not; kept over a restart. Raises :class:`AgentNotFound`."""
-        agent = self.get_agent(agent_id, tenant=tenant).agent
-        return await self._registry.update(tenant, dataclasses.replace(agent, enabled=enabled))
+        return await self._registry.change(tenant, agent_id, enabled=enabled)
 
     async def unregister_agent(self, agent_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
         """Removes an agent. What it is answering now is still answered. Raises :class:`AgentNotFound`."""
@@ -292,6 +298,10 @@ class Orchestra:
             system_health=system_health(unhealthy=unhealthy, total=len(entries)),
         )
 
+    async def storage_ready(self) -> Mapping[str, bool]:
+        """Whether the database is ``reachable``, and its ``migrations`` are current. Never raises."""
+        return await self._storage.ready()
+
     async def health(self, *, tenant: str = DEFAULT_TENANT) -> Health:
         """The state of this process and of what it needs."""
         return Health(
@@ -313,7 +323,18 @@ def make_request(
     agent_id: str | None = None,
     idempotency_key: str | None = None,
 ) -> Request:
-    """A request with its id, its time and its fingerprint."""
+    """A request with its id, its time and its fingerprint. Raises :class:`InvalidInput` with all that is wrong."""
+    if not is_id(tenant):
+        raise InvalidInput(f"tenant: {ID_RULE}", faults=(Fault(path="tenant", message=ID_RULE),))
+    check(
+        content,
+        conversation_id=conversation_id,
+        user_id=user_id,
+        context=context,
+        capability=capability,
+        agent_id=agent_id,
+        idempotency_key=idempotency_key,
+    )
     return Request(
         id=new_id(),
         tenant=tenant,

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -17,14 +18,7 @@ from agent_orchestra.core import agent as agents
 from agent_orchestra.core.agent import Agent, Filter, Status
 from agent_orchestra.core.routing import KeywordIndex, resolve
 from agent_orchestra.core.values import JsonObject
-from agent_orchestra.errors import (
-    AgentExists,
-    AgentNotFound,
-    Fault,
-    Forbidden,
-    InvalidAgent,
-    StorageUnavailable,
-)
+from agent_orchestra.errors import AgentExists, AgentNotFound, Fault, Forbidden, InvalidAgent, OrchestraError, code_of
 from agent_orchestra.runtime.clock import now_ms
 from agent_orchestra.runtime.executor import Instance, Pool
 from agent_orchestra.runtime.telemetry import Telemetry
@@ -157,7 +151,8 @@ class Registry:
         """Loads what is stored and brings it in line with the configuration, when there is one.
 
         A configured definition replaces the stored one only where the file has changed since it was last read, so that
-        what was changed at run time outlives a restart. Raises :class:`InvalidAgent` for a wrong definition.
+        what was changed at run time outlives a restart; an agent of the file that was unregistered comes back.
+        Raises :class:`InvalidAgent` for a wrong definition.
         """
         async with self._changing:
             await self._reload()
@@ -166,12 +161,15 @@ class Registry:
         # The words are indexed now rather than while the first request waits.
         _ = self.roster(self._shared_tenant).index
 
-    async def register(self, tenant: str, agent: Agent) -> Registered:
-        """Adds an agent. Raises :class:`InvalidAgent`, :class:`AgentExists` or :class:`Forbidden`."""
+    async def register(self, tenant: str, agent: Agent, *, trusted: bool = False) -> Registered:
+        """Adds an agent; ``trusted`` says that the operator gives it.
+
+        Raises :class:`InvalidAgent`, :class:`AgentExists` or :class:`Forbidden`.
+        """
         async with self._changing:
             if agent.id in self.roster(tenant).entries:
                 raise AgentExists(f"there is already an agent '{agent.id}'; update it, or choose another id")
-            return await self._put(tenant, agent, new=True)
+            return await self._put(tenant, agent, new=True, trusted=trusted)
 
     async def register_in_code(self, tenant: str, agent: Agent, instances: Sequence[Instance]) -> Registered:
         """Adds an agent whose instances only this process has; a second time replaces it. It is not stored."""
@@ -185,10 +183,16 @@ class Registry:
             self._rosters.clear()
             return entry
 
-    async def update(self, tenant: str, agent: Agent) -> Registered:
+    async def update(self, tenant: str, agent: Agent, *, trusted: bool = False) -> Registered:
         """Replaces a definition. Calls that run finish on what they began with. Raises as :meth:`register`."""
         async with self._changing:
             self._mine(tenant, agent.id)
+            return await self._put(tenant, agent, new=False, trusted=trusted)
+
+    async def change(self, tenant: str, agent_id: str, **fields: object) -> Registered:
+        """Replaces some fields of a definition, and leaves the others as they are by then. Raises as :meth:`update`."""
+        async with self._changing:
+            agent = dataclasses.replace(self._mine(tenant, agent_id).agent, **fields)
             return await self._put(tenant, agent, new=False)
 
     async def unregister(self, tenant: str, agent_id: str) -> None:
@@ -230,8 +234,8 @@ class Registry:
                 if await self._store.revision() != self._revision:
                     async with self._changing:
                         await self._reload()
-            except StorageUnavailable as error:
-                self._telemetry.warn("registry_not_refreshed", code=error.code)
+            except Exception as error:  # noqa: BLE001  the watch goes on, whatever one look has met
+                self._telemetry.warn("registry_not_refreshed", code=code_of(error))
 
     def _mine(self, tenant: str, agent_id: str) -> Registered:
         entry = self.roster(tenant).get(agent_id)
@@ -240,14 +244,17 @@ class Registry:
         return entry
 
     async def _put(
-        self, tenant: str, agent: Agent, *, new: bool, source: Source | None = None, origin: str | None = None
+        self,
+        tenant: str,
+        agent: Agent,
+        *,
+        new: bool,
+        source: Source | None = None,
+        origin: str | None = None,
+        trusted: bool = False,
     ) -> Registered:
         before = self._entries.get((tenant, agent.id))
-        if before is not None and before.source is Source.CODE:
-            instances = before.pool.instances
-            self._checked(agent)
-        else:
-            instances = await self._connect(agent, trusted=source is Source.CONFIG or _same_settings(before, agent))
+        pool = await self._pool(before, agent, trusted=trusted or source is Source.CONFIG)
         stored = StoredAgent(
             tenant=tenant,
             agent=agent,
@@ -257,14 +264,26 @@ class Registry:
         )
         if stored.source is not Source.CODE:
             await self._store.save(stored, new=new)
-        return self._add(stored, instances, None)
+        return self._add(stored, pool, None)
 
-    def _add(self, stored: StoredAgent, instances: Sequence[Instance], fault: str | None) -> Registered:
+    async def _pool(self, before: Registered | None, agent: Agent, *, trusted: bool) -> Pool:
+        """The instances of a definition. They stay what they are, with what is known of them, where it only changes."""
+        if before is not None and before.source is Source.CODE:
+            if faults := agents.check(agent):
+                raise InvalidAgent(agent.id, faults)
+            return before.pool
+        unchanged = before is not None and (before.agent.kind, before.agent.settings) == (agent.kind, agent.settings)
+        if before is not None and unchanged and before.pool.instances:
+            self._checked(agent)
+            return before.pool
+        return Pool(await self._checked(agent).connect(agent, trusted=trusted or unchanged))
+
+    def _add(self, stored: StoredAgent, pool: Pool, fault: str | None) -> Registered:
         entry = Registered(
             tenant=stored.tenant,
             agent=stored.agent,
             source=stored.source,
-            pool=Pool(instances),
+            pool=pool,
             updated_ms=stored.updated_ms,
             fault=fault,
             origin=stored.origin,
@@ -284,9 +303,6 @@ class Registry:
             raise InvalidAgent(agent.id, faults)
         return kind
 
-    async def _connect(self, agent: Agent, *, trusted: bool) -> Sequence[Instance]:
-        return await self._checked(agent).connect(agent, trusted=trusted)
-
     async def _reload(self) -> None:
         """Takes over what is stored, keeping the pools of agents that have not changed."""
         revision, stored = await self._store.load()
@@ -301,10 +317,11 @@ class Registry:
                 continue
             try:
                 # What is stored was allowed when it was stored; a function that is gone since then is told as a fault.
-                kept[key] = self._add(row, await self._connect(row.agent, trusted=True), None)
-            except (InvalidAgent, Forbidden) as error:
-                self._telemetry.warn("agent_offline", agent=row.agent.id, reason=error.detail)
-                kept[key] = self._add(row, (), error.detail)
+                kept[key] = self._add(row, await self._pool(before, row.agent, trusted=True), None)
+            except Exception as error:  # noqa: BLE001  one agent that breaks takes no other with it
+                fault = error.detail if isinstance(error, OrchestraError) else f"raised {type(error).__name__}"
+                self._telemetry.warn("agent_offline", agent=row.agent.id, reason=fault)
+                kept[key] = self._add(row, Pool(()), fault)
         self._entries = kept
         self._rosters.clear()
         self._revision = revision
@@ -318,21 +335,21 @@ class Registry:
             before = self._entries.get((tenant, agent.id))
             origin = _digest(agent)
             if before is None or before.source is not Source.CONFIG or before.origin != origin:
-                await self._put(tenant, agent, new=before is None, source=Source.CONFIG, origin=origin)
+                try:
+                    await self._put(tenant, agent, new=before is None, source=Source.CONFIG, origin=origin)
+                except (AgentExists, AgentNotFound):
+                    # Another process starts with a configuration too; the row is as new as ours would be.
+                    await self._reload()
         gone = [
             entry.agent.id
             for entry in self._entries.values()
             if entry.tenant == tenant and entry.source is Source.CONFIG and entry.agent.id not in wanted
         ]
         for agent_id in gone:
-            await self._store.remove(tenant, agent_id)
+            with suppress(AgentNotFound):
+                await self._store.remove(tenant, agent_id)
             del self._entries[tenant, agent_id]
         self._rosters.clear()
-
-
-def _same_settings(before: Registered | None, agent: Agent) -> bool:
-    """Whether an update leaves alone what the operator allowed before."""
-    return before is not None and (before.agent.kind, before.agent.settings) == (agent.kind, agent.settings)
 
 
 def _digest(agent: Agent) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from agent_orchestra.core.conversation import Conversation
 from agent_orchestra.core.request import Request
 from agent_orchestra.core.routing import Query, Route, route
-from agent_orchestra.errors import NoInstanceAvailable
+from agent_orchestra.errors import AgentDisabled, NoInstanceAvailable
 from agent_orchestra.runtime.registry import Roster
 
 __all__ = ["Router"]
@@ -20,11 +20,13 @@ class Router:
     def route(self, request: Request, conversation: Conversation | None, roster: Roster) -> Route:
         """The route of a request.
 
-        Raises :class:`AgentNotFound` or :class:`NoInstanceAvailable` for an agent that was named and is not there or
-        not able, :class:`NoAgentMatches` when none fits.
+        Raises :class:`AgentNotFound`, :class:`AgentDisabled` or :class:`NoInstanceAvailable` for an agent that was
+        named and cannot answer, :class:`NoAgentMatches` when none fits.
         """
         if request.agent_id is not None:
             named = roster.get(request.agent_id)
+            if not named.agent.enabled:
+                raise AgentDisabled(f"agent '{request.agent_id}' is disabled; enable it, or leave the choice open")
             if request.agent_id not in roster.available:
                 reason = f": {named.fault}" if named.fault else ""
                 raise NoInstanceAvailable(f"agent '{request.agent_id}' is {named.status}{reason}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import PurePath
 from typing import Protocol
 
@@ -58,7 +58,16 @@ class Telemetry:
         with self._tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as span:
             if span.is_recording():
                 span.set_attributes(attributes)
-            yield span
+            try:
+                yield span
+            except BaseException as error:
+                self.mark(span, type(error).__name__)
+                raise
+
+    def mark(self, span: trace.Span, code: str) -> None:
+        """Says of a span that what it covers has failed."""
+        span.set_attribute("error.type", code)
+        span.set_status(trace.StatusCode.ERROR)
 
     def trace_id(self, request_id: str) -> str:
         """The trace of the current span, or, where nobody traces, the request's own id: 16 bytes as well."""
@@ -72,13 +81,19 @@ class Telemetry:
             place = place.tb_next
         at = f"{PurePath(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place else None
         more = {"exc_info": error} if self._detailed else {}
-        self._log.error("agent_raised", request_id=request_id, agent=agent, error=type(error).__name__, at=at, **more)
+        self.fail("agent_raised", request_id=request_id, agent=agent, error=type(error).__name__, at=at, **more)
 
     def tell(self, event: str, **fields: object) -> None:
-        self._log.info(event, **fields)
+        _say(self._log.info, event, fields)
 
     def warn(self, event: str, **fields: object) -> None:
-        self._log.warning(event, **fields)
+        _say(self._log.warning, event, fields)
 
     def fail(self, event: str, **fields: object) -> None:
-        self._log.error(event, **fields)
+        _say(self._log.error, event, fields)
+
+
+def _say(say: Callable[..., None], event: str, fields: Mapping[str, object]) -> None:
+    """To tell of a thing must never break it: a log that is full or closed costs its line, and nothing else."""
+    with suppress(Exception):
+        say(event, **fields)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -82,9 +82,8 @@ class SqlAgentStore:
 
 async def _current(connection: AsyncConnection) -> int:
     """Every change makes this another number: rows come, go, or grow in ``updated_ms``."""
-    query = select(func.count(), func.coalesce(func.sum(_agents.c.updated_ms), 0))
-    count, total = (await connection.execute(query)).one()
-    return int(count) + int(total)
+    query = select(_agents.c.tenant, _agents.c.id, _agents.c.updated_ms).order_by(_agents.c.tenant, _agents.c.id)
+    return hash(tuple(map(tuple, (await connection.execute(query)).all())))
 
 
 def _missing(agent_id: str) -> AgentNotFound:
@@ -96,11 +95,16 @@ def _definition_of(agent: Agent) -> dict[str, Any]:
 
 
 def _agent_of(definition: dict[str, Any]) -> Agent:
-    """Tolerates fields that are missing, as in rows of an older release; their defaults stand."""
-    known = {field.name for field in dataclasses.fields(Agent)}
-    fields: dict[str, Any] = {name: value for name, value in definition.items() if name in known}
+    """Tolerates what an older release did not write and a newer one wrote besides."""
+    fields = _known(Agent, definition)
     for name in ("capabilities", "examples", "keywords"):
         fields[name] = tuple(fields.get(name, ()))
-    fields["role"] = Role(fields.get("role", Role.WORKER))
-    fields["limits"] = Limits(**cast("dict[str, Any]", fields.get("limits", {})))
+    role = fields.get("role")
+    fields["role"] = Role(role) if role in set(Role) else Role.WORKER
+    fields["limits"] = Limits(**_known(Limits, cast("dict[str, Any]", fields.get("limits", {}))))
     return Agent(**fields)
+
+
+def _known(kind: type[Agent | Limits], given: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in given.items() if name in names}

@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from agent_orchestra.adapters.sql import scripts, sqlite
 from agent_orchestra.adapters.sql.migrate import differences, upgrade, version
 from agent_orchestra.adapters.sql.runlog import Scripts
-from agent_orchestra.adapters.sql.tables import HEAD
-from agent_orchestra.errors import ConfigurationError, MissingExtra, StorageUnavailable
+from agent_orchestra.adapters.sql.tables import HEAD, VERSION_TABLE
+from agent_orchestra.errors import ConfigurationError, ForeignDatabase, MissingExtra, OrchestraError, StorageUnavailable
 
 if sys.platform != "win32":
     import fcntl
@@ -86,7 +86,12 @@ class Presence:
         self._descriptor: int | None = None
         if path is None or sys.platform == "win32":
             return
-        self._descriptor = os.open(f"{path}-presence", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # By whatever name the file is opened, the lock is one.
+        beside = f"{os.path.realpath(path)}-presence"
+        try:
+            self._descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigurationError(f"cannot write '{beside}': {error.strerror}") from None
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.alone = True
@@ -109,7 +114,7 @@ def parse_url(text_: str) -> URL:
     """
     try:
         url = make_url(text_)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise ConfigurationError(
             "database.url is no database address; write sqlite:///orchestra.db or postgresql://user@host/name"
         ) from None
@@ -118,6 +123,8 @@ def parse_url(text_: str) -> URL:
         return url.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
         raise ConfigurationError(f"database.url names '{backend}'; known are sqlite and postgresql")
+    if url.query:
+        raise ConfigurationError("database.url takes no options after '?' for SQLite; see database.synchronous")
     if not url.database or url.database == ":memory:":
         raise ConfigurationError("database.url needs a file: several connections share it, so :memory: will not do")
     return url.set(drivername="sqlite+aiosqlite")
@@ -133,6 +140,7 @@ async def open_database(url_text: str, *, synchronous: str = "NORMAL", pool_size
     if url.get_backend_name() == "sqlite":
         path = str(url.database)
         _require_folder(path)
+        _refuse_foreign_file(path)
         engine = _engine(url, {"connect_args": {"timeout": sqlite.BUSY_SECONDS}})
         _prepare_sqlite(engine, synchronous)
         presence = Presence(path)
@@ -162,6 +170,8 @@ async def schema_differences(url_text: str) -> Sequence[str]:
     url = parse_url(url_text)
     if url.get_backend_name() == "sqlite" and not _is_file(url):
         return [f"there is no database file '{url.database}'"]
+    if url.get_backend_name() == "sqlite":
+        _refuse_foreign_file(str(url.database))
     engine = _engine(url, {})
     try:
         with _translated():
@@ -183,9 +193,28 @@ def _engine(url: URL, options: Mapping[str, Any]) -> AsyncEngine:
 
 
 def _require_folder(path: str) -> None:
+    if Path(path).is_dir():
+        raise ConfigurationError(f"'{path}' is a folder; the database needs a file")
     folder = Path(path).resolve().parent
     if not folder.is_dir():
         raise ConfigurationError(f"there is no folder '{folder}' for the database")
+
+
+def _refuse_foreign_file(path: str) -> None:
+    """Looks without a trace: to switch a file to a write-ahead log, or to put a lock beside it, is to change it."""
+    file = Path(path)
+    if not file.is_file() or not file.stat().st_size:
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            tables = {str(row[0]) for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            raise ForeignDatabase(f"'{path}' is not an SQLite database; choose another file") from None
+        raise sqlite.translated(error) from error
+    if tables and VERSION_TABLE not in tables:
+        names = ", ".join(sorted(tables)[:3])
+        raise ForeignDatabase(f"the database belongs to another program (it has {names}); choose another one")
 
 
 def _prepare_sqlite(engine: AsyncEngine, synchronous: str) -> None:
@@ -220,7 +249,7 @@ def _translated() -> Generator[None]:
         raise StorageUnavailable(f"the database cannot be used now ({type(error).__name__}); try again") from error
 
 
-def translated(error: DBAPIError) -> StorageUnavailable:
+def translated(error: DBAPIError) -> OrchestraError:
     """The error of ours that an error of either driver means."""
     cause: BaseException | None = error.orig
     while cause is not None and not isinstance(cause, sqlite3.Error):

@@ -6,20 +6,23 @@ from typing import TypeVar, cast
 
 import psycopg
 from psycopg.abc import QueryNoTemplate
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import greenlet_spawn
 
 from agent_orchestra.adapters.sql.scripts import Rows, Script
-from agent_orchestra.errors import StorageFull, StorageUnavailable
+from agent_orchestra.errors import InvalidInput, OrchestraError, StorageFull, StorageUnavailable
 
 __all__ = ["PostgresScripts", "translated"]
 
 T = TypeVar("T")
 
 
-def translated(error: BaseException | None) -> StorageUnavailable:
+def translated(error: BaseException | None) -> OrchestraError:
     """The error of ours that a Postgres error means, by its SQLSTATE (PostgreSQL documentation, appendix A)."""
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    if state is not None and state.startswith("22"):
+        return InvalidInput("a value is not one that the database can hold")
     if state == "53100":
         return StorageFull("the disk with the database is full; free some space and try again", retry_after=5.0)
     if state is None and isinstance(error, psycopg.OperationalError):
@@ -37,18 +40,20 @@ class PostgresScripts:
         """The script's result, once it is committed. Raises what the script raises, or a driver's error."""
         try:
             pooled = await self._engine.raw_connection()
-        except DBAPIError as error:
-            raise translated(error.orig) from error
+        except (psycopg.Error, SQLAlchemyError) as error:
+            raise translated(error) from error
         connection = cast("psycopg.AsyncConnection[tuple[object, ...]]", pooled.driver_connection)
         try:
             async with connection.transaction():
                 return await _performed(connection, script)
         except psycopg.Error as error:
             if connection.closed:
-                pooled.invalidate(error)
+                await greenlet_spawn(pooled.invalidate, error)
+                # Its neighbours have most likely broken with it.
+                await self._engine.dispose()
             raise translated(error) from error
         finally:
-            pooled.close()
+            await greenlet_spawn(pooled.close)
 
     async def close(self) -> None:
         """Nothing: the engine owns the connections."""

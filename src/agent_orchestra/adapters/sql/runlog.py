@@ -83,7 +83,8 @@ class _Statements:
             .values(turn=bindparam("turn"), last_seq=bindparam("last_seq"), updated_ms=bindparam("updated_ms"))
             .returning(_conversations.c.last_seq)
         )
-        self.holder = prepare(select(_conversations.c.last_seq, _conversations.c.turn).where(*mine))
+        # Locked, on Postgres: whoever ends a request holds its conversation first, so that no two wait for each other.
+        self.holder = prepare(select(_conversations.c.last_seq, _conversations.c.turn).where(*mine).with_for_update())
         self.new_message = prepare(insert(_messages))
         self.new_request = prepare(insert(_requests)).with_suffix(
             "ON CONFLICT (tenant, idempotency_key) DO NOTHING RETURNING id"
@@ -136,11 +137,17 @@ class _Statements:
             .where(_requests.c.id == _by("id"), _requests.c.status == RequestStatus.RUNNING)
             .values(lease_until_ms=bindparam("lease_until_ms"))
         )
+        dead = (_requests.c.status == RequestStatus.RUNNING, _requests.c.lease_until_ms <= _by("now"))
+        self.dead = prepare(
+            select(_requests.c.tenant, _requests.c.id, _requests.c.conversation_id)
+            .where(*dead)
+            .order_by(_requests.c.tenant, _requests.c.conversation_id)
+        )
         self.reap = prepare(
             update(_requests)
-            .where(_requests.c.status == RequestStatus.RUNNING, _requests.c.lease_until_ms <= _by("now"))
+            .where(*running, *dead)
             .values({name: given for name, given in ends.items() if name != "answer_seq"})
-            .returning(_requests.c.tenant, _requests.c.id, _requests.c.conversation_id)
+            .returning(_requests.c.id)
         )
 
 
@@ -188,12 +195,13 @@ class SqlRunLog:
     # --- the scripts
 
     def _load(self, request: Request, limit: int) -> Script[Loaded]:
-        assert request.conversation_id is not None
-        mine: Params = {"by_tenant": request.tenant, "by_id": request.conversation_id}
         record = None
         if request.idempotency_key is not None:
             by_key = {"by_tenant": request.tenant, "by_key": request.idempotency_key}
             record = yield from self._find(self._sql.record_of_key, by_key)
+        if request.conversation_id is None:
+            return Loaded(conversation=None, history=(), record=record)
+        mine: Params = {"by_tenant": request.tenant, "by_id": request.conversation_id}
         found = yield self._sql.conversation, mine
         if not found and record is None:
             raise conversation_missing(request.conversation_id)
@@ -291,7 +299,8 @@ class SqlRunLog:
         yield from self._end(
             request.tenant, str(turn), RequestStatus.CANCELLED, _failure_json_of(cause), None, "request.cancelled"
         )
-        yield self._sql.claim, claim
+        if not (yield self._sql.claim, claim):
+            raise ConversationBusy(busy(conversation.id))
 
     def _record(
         self, tenant: str, request_id: str, conversation_id: str, end: Answer | Failure, status: RequestStatus
@@ -299,10 +308,9 @@ class SqlRunLog:
         now = now_ms()
         mine: Params = {"by_tenant": tenant, "by_id": conversation_id, "by_turn": request_id, "updated_ms": now}
         if isinstance(end, Failure):
-            ended = yield from self._end(tenant, request_id, status, _failure_json(end), None, "request.failed")
-            if ended:
-                yield self._sql.free, mine
-            return ended
+            yield self._sql.free, mine
+            event = "request.cancelled" if status is RequestStatus.CANCELLED else "request.failed"
+            return (yield from self._end(tenant, request_id, status, _failure_json(end), None, event))
         rows = yield self._sql.say_and_free, {**mine, "active_agent": end.agent}
         if not rows:
             # Its lease ran out and its turn went to another: what it has to say comes too late.
@@ -364,7 +372,7 @@ class SqlRunLog:
         return _record_of(rows[0]) if rows else None
 
     def _renew(self, request_ids: Sequence[str], until_ms: int) -> Script[None]:
-        for request_id in request_ids:
+        for request_id in sorted(request_ids):
             yield self._sql.renew, {"by_id": request_id, "lease_until_ms": until_ms}
 
     def _reap(self, now: int) -> Script[int]:
@@ -375,20 +383,18 @@ class SqlRunLog:
             "outcome": encode(_failure_json_of(cause)),
             "ended_ms": now_ms(),
         }
-        rows: Rows = yield self._sql.reap, ends
+        rows: Rows = yield self._sql.dead, {"by_now": now}
+        number = 0
         for tenant, request_id, conversation_id in cast("Sequence[tuple[str, str, str]]", rows):
+            conversation: Params = {"by_tenant": tenant, "by_id": conversation_id}
+            yield self._sql.holder, conversation
+            if not (yield self._sql.reap, {**ends, "by_tenant": tenant, "by_id": request_id}):
+                continue
+            number += 1
             told = {"conversation_id": conversation_id, "status": RequestStatus.FAILED, "code": cause.code}
             yield self._event(tenant, "request.failed", request_id, told, now_ms())
-            yield (
-                self._sql.free,
-                {
-                    "by_tenant": tenant,
-                    "by_id": conversation_id,
-                    "by_turn": request_id,
-                    "updated_ms": now_ms(),
-                },
-            )
-        return len(rows)
+            yield self._sql.free, {**conversation, "by_turn": request_id, "updated_ms": now_ms()}
+        return number
 
     def _event(
         self, tenant: str, kind: str, subject: str, data: Mapping[str, object], now: int

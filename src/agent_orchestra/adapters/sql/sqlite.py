@@ -75,12 +75,15 @@ class SqliteScripts:
     def __init__(self, path: str, *, synchronous: str) -> None:
         self._path = path
         self._synchronous = synchronous
+        self._closed = False
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="orchestra-sqlite", daemon=True)
         self._thread.start()
 
     async def run(self, script: Script[T], *, writes: bool) -> T:
         """The script's result, once it is committed. Raises what the script raises, or :class:`StorageUnavailable`."""
+        if self._closed:
+            raise StorageUnavailable("the database is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._jobs.put(_Job(script, writes, future, loop))
@@ -88,6 +91,7 @@ class SqliteScripts:
 
     async def close(self) -> None:
         """Performs what was given, and ends the thread."""
+        self._closed = True
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -122,8 +126,12 @@ class SqliteScripts:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, isolation_level=None, timeout=BUSY_SECONDS)
-        for pragma in pragmas(self._synchronous):
-            connection.execute(pragma)
+        try:
+            for pragma in pragmas(self._synchronous):
+                connection.execute(pragma)
+        except sqlite3.Error:
+            connection.close()
+            raise
         return connection
 
 
@@ -133,9 +141,12 @@ def _transact(connection: sqlite3.Connection, batch: Sequence[_Job]) -> None:
         connection.execute("SAVEPOINT script")
         try:
             job.result = _performed(connection, job.script)
-        except sqlite3.OperationalError:
+        except sqlite3.Error as error:
             # Disk full and the like undo the whole transaction, not only the savepoint.
-            raise
+            if not isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+                raise
+            job.error = error
+            connection.execute("ROLLBACK TO script")
         except Exception as error:  # noqa: BLE001  handed to whoever awaits the script
             job.error = error
             connection.execute("ROLLBACK TO script")

@@ -48,10 +48,9 @@ agents = Table(
     Column("definition", _JSON, nullable=False),
     Column("source", String(16), nullable=False),
     Column("origin", String(64)),
-    #: Grows with every change of the row, so that the sum over all rows tells whether anything has changed.
+    #: Grows with every change of the row.
     Column("updated_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("tenant", "id"),
-    Index(None, "updated_ms"),
 )
 
 conversations = Table(

@@ -23,7 +23,6 @@ def upgrade() -> None:
         sa.Column("updated_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("tenant", "id", name=op.f("pk_agents")),
     )
-    op.create_index(op.f("ix_agents_updated_ms"), "agents", ["updated_ms"], unique=False)
     op.create_table(
         "conversations",
         sa.Column("tenant", sa.String(length=64), nullable=False),
