@@ -62,8 +62,8 @@ class _Definition(BaseModel):
 class LimitsDefinition(_Definition):
     concurrency: Annotated[int, Field(ge=1, le=10_000), NUMBER] = Limits().concurrency
     """Calls at once on each instance."""
-    timeout: Annotated[float, Field(gt=0, le=86_400), NUMBER] | None = None
-    """Seconds for one call; none means the request's own."""
+    timeout: Annotated[float, Field(ge=0.5, le=86_400), NUMBER] | None = None
+    """Seconds for one call, half a second at least; none means the request's own."""
 
     def to_limits(self) -> Limits:
         return Limits(concurrency=self.concurrency, timeout=self.timeout)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from agent_orchestra.core.access import Scope
 from tests.api.functions import echo
@@ -165,6 +166,7 @@ async def test_the_keys_of_tenants_are_their_own() -> None:
         assert theirs["request_id"] != mine["request_id"]
 
 
+@pytest.mark.slow
 async def test_keys_are_kept_over_a_restart(tmp_path: Path) -> None:
     agents = [
         {"id": name, "kind": "function", "settings": {"function": f"tests.api.functions:{function}"}}

@@ -17,6 +17,9 @@ from tests.cli.running import run
 from tests.services.service import PROJECT, Service, environment, orchestra, running_service
 from tests.services.waiting import wait_until
 
+# Each command opens an orchestra of its own.
+pytestmark = pytest.mark.slow
+
 OFFLINE = """id: {id}
 kind: offline
 capabilities: [refunds]

@@ -16,11 +16,12 @@ from tests.faults.asking import AGENTS, Asker, Asking
 from tests.services.service import Service, running_service
 from tests.services.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 CLIENTS = 4
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(150)
 async def test_every_answer_outlives_twenty_kills_and_nothing_runs_twice(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"

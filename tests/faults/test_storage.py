@@ -23,6 +23,7 @@ from tests.services.service import Service, running_service
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and small disks are made in Linux's ways")
 
 CONTENT = "x" * 20_000
+OFFLINE = {"kind": "offline", "settings": {"knowledge": [CONTENT[:4_000]] * 5}}
 
 
 def ask(client: httpx.Client, **more: Any) -> httpx.Response:
@@ -111,7 +112,11 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
             assert problem["retryable"] is True
             assert int(refused.headers["retry-after"]) >= 1
             for method, path, more in (
-                ("POST", "/v1/agents", {"id": "new", "kind": "offline", "settings": {"knowledge": [CONTENT]}}),
+                (
+                    "POST",
+                    "/v1/agents",
+                    {**OFFLINE, "id": "new"},
+                ),
                 ("POST", "/v1/conversations", {"context": {"long": CONTENT}}),
             ):
                 problem_of(client.request(method, path, json=more), 507, "storage_full")

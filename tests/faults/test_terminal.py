@@ -12,6 +12,8 @@ import pytest
 
 from tests.services.service import environment, orchestra, running_service
 
+pytestmark = pytest.mark.slow
+
 STUBBORN = """
 import asyncio
 
@@ -82,7 +84,7 @@ async def test_an_agent_that_will_not_end_does_not_hold_up_the_end(tmp_path: Pat
             {
                 "id": "stays",
                 "kind": "function",
-                "limits": {"timeout": 0.2},
+                "limits": {"timeout": 0.5},
                 "settings": {"function": "stubborn_agents:stays"},
             }
         ],

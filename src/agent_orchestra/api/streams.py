@@ -40,9 +40,9 @@ _MOST_DIGITS: Final = 12
 def parse_event_id(text: str) -> tuple[str, int]:
     """The request and the position that an id of an event names. Raises :class:`RequestNotFound` for what is none."""
     request_id, _, position = text.rpartition(":")
-    if position == "end":
+    if request_id and position == "end":
         return request_id, END
-    if not (position.isascii() and position.isdigit() and len(position) <= _MOST_DIGITS):
+    if not (request_id and position.isascii() and position.isdigit() and len(position) <= _MOST_DIGITS):
         raise RequestNotFound("Last-Event-ID is not the id of an event; leave it out to hear all")
     return request_id, int(position)
 

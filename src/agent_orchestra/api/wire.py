@@ -12,7 +12,7 @@ from agent_orchestra.core.agent import Role, Status, SystemHealth
 from agent_orchestra.core.conversation import Conversation, InputPolicy
 from agent_orchestra.core.message import Author, Message
 from agent_orchestra.core.request import MAX_CONTENT_CHARS, Answer, Failure, Record, RequestStatus, answer_json
-from agent_orchestra.definitions import NOT_BLANK, NUMBER, Id, LimitsDefinition, Text
+from agent_orchestra.definitions import NOT_BLANK, NUMBER, Id, Text
 from agent_orchestra.runtime.registry import Registered, Source
 
 __all__ = [
@@ -178,6 +178,12 @@ class RequestOut(_Out):
     failure: FailureOut | None
 
 
+class LimitsOut(_Out):
+    concurrency: int
+    timeout: float | None
+    """Seconds."""
+
+
 class AgentOut(_Out):
     id: str
     kind: str
@@ -192,7 +198,7 @@ class AgentOut(_Out):
     keywords: list[str]
     priority: int
     enabled: bool
-    limits: LimitsDefinition
+    limits: LimitsOut
     settings: dict[str, Any]
     status: Status
     source: Source
@@ -271,7 +277,7 @@ def agent_out(entry: Registered) -> AgentOut:
         keywords=list(agent.keywords),
         priority=agent.priority,
         enabled=agent.enabled,
-        limits=LimitsDefinition(concurrency=agent.limits.concurrency, timeout=agent.limits.timeout),
+        limits=LimitsOut(concurrency=agent.limits.concurrency, timeout=agent.limits.timeout),
         settings=dict(agent.settings),
         status=entry.status,
         source=entry.source,
