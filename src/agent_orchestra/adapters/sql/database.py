@@ -7,6 +7,7 @@ import contextlib
 import os
 import sqlite3
 import sys
+import time
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -149,7 +150,7 @@ async def open_database(url_text: str, *, synchronous: str = "NORMAL", pool_size
         presence = Presence(None)
     try:
         with _translated():
-            await upgrade(engine)
+            await _upgraded(engine)
     except BaseException:
         await engine.dispose()
         presence.close()
@@ -190,6 +191,34 @@ def _engine(url: URL, options: Mapping[str, Any]) -> AsyncEngine:
         return create_async_engine(url, **options)
     except ModuleNotFoundError:
         raise MissingExtra("Postgres needs its extra: pip install 'agent-orchestra[postgres]'") from None
+
+
+async def _upgraded(engine: AsyncEngine) -> None:
+    """Brings the schema up to date, with patience.
+
+    Processes that make a new SQLite file at once turn it to a write-ahead log at once, and for that SQLite does not
+    wait: it is busy at once, whatever the busy timeout is.
+    """
+    until = time.monotonic() + sqlite.BUSY_SECONDS
+    while True:
+        try:
+            return await upgrade(engine)
+        except DBAPIError as error:
+            if not _is_busy(error) or time.monotonic() > until:
+                raise
+            await asyncio.sleep(0.05)
+
+
+def _is_busy(error: DBAPIError) -> bool:
+    cause = _sqlite_error(error)
+    return cause is not None and cause.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _sqlite_error(error: DBAPIError) -> sqlite3.Error | None:
+    cause: BaseException | None = error.orig
+    while cause is not None and not isinstance(cause, sqlite3.Error):
+        cause = cause.__cause__
+    return cause
 
 
 def _require_folder(path: str) -> None:
@@ -251,10 +280,7 @@ def _translated() -> Generator[None]:
 
 def translated(error: DBAPIError) -> OrchestraError:
     """The error of ours that an error of either driver means."""
-    cause: BaseException | None = error.orig
-    while cause is not None and not isinstance(cause, sqlite3.Error):
-        cause = cause.__cause__
-    if isinstance(cause, sqlite3.Error):
+    if (cause := _sqlite_error(error)) is not None:
         return sqlite.translated(cause)
     if type(error.orig).__module__.startswith("psycopg"):
         from agent_orchestra.adapters.sql import postgres
