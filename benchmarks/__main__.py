@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import footprint, harness, orchestrated_request
+from benchmarks import footprint, harness, models, orchestrated_request
 
-QUESTIONS = {question.name: question for question in (*orchestrated_request.QUESTIONS, *footprint.QUESTIONS)}
+QUESTIONS = {
+    question.name: question for question in (*orchestrated_request.QUESTIONS, *models.QUESTIONS, *footprint.QUESTIONS)
+}
 
 
 def main() -> int:

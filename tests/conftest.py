@@ -6,9 +6,11 @@ import os
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 
+import pydantic_ai.models
 import pytest
 
 from agent_orchestra import Orchestra
+from agent_orchestra.adapters.models.vendors import VENDORS
 from agent_orchestra.adapters.sql.database import Database, open_database
 from agent_orchestra.bootstrap import open_from_settings
 from agent_orchestra.settings import load_settings
@@ -18,6 +20,18 @@ from tests.services.postgres import PostgresServer, find_install, launched
 
 def pytest_configure() -> None:
     forbid_network()
+    # No vendor by accident: no key is found, and no model is asked, whatever address and key a test has made up.
+    for vendor in VENDORS.values():
+        for variable in vendor.variables:
+            os.environ.pop(variable, None)
+    pydantic_ai.models.ALLOW_MODEL_REQUESTS = False
+
+
+@pytest.fixture
+def model_requests() -> Generator[None]:
+    """Lets models be asked, on loopback: nothing else is reached from a test."""
+    with pydantic_ai.models.override_allow_model_requests(allow_model_requests=True):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,6 +12,9 @@ from pathlib import Path
 import structlog
 
 from agent_orchestra.adapters.function import FunctionKind, wrapped
+from agent_orchestra.adapters.models.kind import PromptKind, VendorModels
+from agent_orchestra.adapters.models.providers import Providers
+from agent_orchestra.adapters.models.vendors import VENDORS, ProviderConfig
 from agent_orchestra.adapters.offline import OfflineKind
 from agent_orchestra.adapters.sql.agents import SqlAgentStore
 from agent_orchestra.adapters.sql.conversations import SqlConversationStore
@@ -21,6 +25,7 @@ from agent_orchestra.runtime.conversations import Conversations, Turns
 from agent_orchestra.runtime.dispatcher import Dispatcher
 from agent_orchestra.runtime.executor import Executor
 from agent_orchestra.runtime.keys import Keys
+from agent_orchestra.runtime.models import Models
 from agent_orchestra.runtime.orchestra import DEFAULT_TENANT, Orchestra
 from agent_orchestra.runtime.registry import Kind, Registry
 from agent_orchestra.runtime.router import Router
@@ -34,7 +39,7 @@ from agent_orchestra.settings import (
     without_effect,
 )
 
-__all__ = ["open_from_settings", "open_storage", "opened"]
+__all__ = ["check_schema", "open_from_settings", "open_models", "open_storage", "opened"]
 
 _FOR_EVER_MS = 1 << 62
 
@@ -68,7 +73,8 @@ async def open_from_settings(
         if database.alone:
             await run_log.reap(_FOR_EVER_MS)
         await database.share()
-        orchestra = _assembled(settings, database, run_log, telemetry)
+        providers = _providers(settings)
+        orchestra = _assembled(settings, database, run_log, telemetry, providers)
         configured = None if settings.agents is None else [d.to_agent(d.id) for d in settings.agents]
         try:
             await orchestra.start(configured)
@@ -78,6 +84,17 @@ async def open_from_settings(
             yield orchestra
         finally:
             await orchestra.close(settings.server.shutdown_grace)
+            await providers.close()
+
+
+@asynccontextmanager
+async def open_models(settings: Settings) -> AsyncGenerator[Models]:
+    """The vendors of models alone; no database is touched."""
+    providers = _providers(settings)
+    try:
+        yield VendorModels(providers)
+    finally:
+        await providers.close()
 
 
 @asynccontextmanager
@@ -95,10 +112,32 @@ async def check_schema(settings: DatabaseSettings) -> Sequence[str]:
     return await schema_differences(settings.url)
 
 
-def _assembled(settings: Settings, database: Database, run_log: SqlRunLog, telemetry: Telemetry) -> Orchestra:
+def _providers(settings: Settings) -> Providers:
+    """The vendors with their keys: those of the settings, or those of the environment by their usual names."""
+    configs: dict[str, ProviderConfig] = {}
+    for name, vendor in VENDORS.items():
+        given = getattr(settings.providers, name)
+        key = given.api_key.get_secret_value() if given.api_key else None
+        found = map(os.environ.get, vendor.variables)
+        configs[name] = ProviderConfig(
+            api_key=next((text for text in map(str.strip, filter(None, (key, *found))) if text), None),
+            base_url=given.base_url,
+            timeout=given.timeout,
+            max_concurrency=given.max_concurrency,
+            max_wait=given.max_wait,
+        )
+    return Providers(configs)
+
+
+def _assembled(
+    settings: Settings, database: Database, run_log: SqlRunLog, telemetry: Telemetry, providers: Providers
+) -> Orchestra:
+    allowed = settings.functions.allowed_modules
+    offline = OfflineKind()
     kinds: Mapping[str, Kind] = {
-        "function": FunctionKind(allowed=settings.functions.allowed_modules),
-        "offline": OfflineKind(),
+        "function": FunctionKind(allowed=allowed),
+        "offline": offline,
+        "prompt": PromptKind(providers, offline=offline, allowed=allowed),
     }
     orchestrator, conversing = settings.orchestrator, settings.conversations
     registry = Registry(store=SqlAgentStore(database), kinds=kinds, shared_tenant=DEFAULT_TENANT, telemetry=telemetry)
@@ -124,6 +163,7 @@ def _assembled(settings: Settings, database: Database, run_log: SqlRunLog, telem
         ),
         keys=Keys(SqlKeyStore(database)),
         log=run_log,
+        models=VendorModels(providers),
         wrap=wrapped,
         storage=database,
         watch_seconds=settings.registry.refresh_seconds,

@@ -16,7 +16,9 @@ import typer
 from agent_orchestra.errors import ConfigurationError, InvalidInput, OrchestraError
 
 if TYPE_CHECKING:
+    from agent_orchestra.core.message import Attachment
     from agent_orchestra.core.stream import StreamEvent
+    from agent_orchestra.runtime.models import ProviderStatus
     from agent_orchestra.runtime.orchestra import Orchestra
     from agent_orchestra.settings import Settings
 
@@ -35,9 +37,11 @@ app = typer.Typer(
 )
 agents_app = typer.Typer(help="Look at agents, register and remove them.", no_args_is_help=True)
 conversations_app = typer.Typer(help="Look at conversations.", no_args_is_help=True)
+providers_app = typer.Typer(help="Look at the vendors of models.", no_args_is_help=True)
 keys_app = typer.Typer(help="Make and revoke the keys that callers need.", no_args_is_help=True)
 app.add_typer(agents_app, name="agents")
 app.add_typer(conversations_app, name="conversations")
+app.add_typer(providers_app, name="providers")
 app.add_typer(keys_app, name="keys")
 
 Config = Annotated[
@@ -123,6 +127,10 @@ def ask(
     content: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
     config: Config = None,
     database: Database = None,
+    model: Annotated[
+        str | None, typer.Option(help="Ask this model itself, as in anthropic:claude-sonnet-5; nothing is recorded.")
+    ] = None,
+    attach: Annotated[list[Path] | None, typer.Option(help="A file to send along, such as an image.")] = None,
     agent: Annotated[str | None, typer.Option(help="Ask this agent.")] = None,
     capability: Annotated[str | None, typer.Option(help="Ask only agents that have it.")] = None,
     conversation: Annotated[str | None, typer.Option(help="Go on in this conversation.")] = None,
@@ -134,6 +142,15 @@ def ask(
     from agent_orchestra.core.request import answer_json
     from agent_orchestra.core.stream import StreamEventType
 
+    attachments = [_attachment(path) for path in attach or ()]
+    if model is not None:
+        if agent or capability or conversation or user:
+            raise InvalidInput(
+                "--model asks a model itself: it goes without --agent, --capability, --conversation, --user"
+            )
+        _ask_model(model, content, attachments, config, as_json=as_json)
+        return
+
     def show(event: StreamEvent) -> None:
         if event.type is StreamEventType.DELTA:
             typer.echo(event.data["text"], nl=False)
@@ -144,6 +161,7 @@ def ask(
     async def do(orchestra: Orchestra) -> None:
         answer = await orchestra.process_request(
             _standard_input() if content == "-" else content,
+            attachments=attachments,
             conversation_id=conversation,
             user_id=user,
             capability=capability,
@@ -162,6 +180,75 @@ def ask(
         )
 
     _with_orchestra(config, database, do, agents=True)
+
+
+def _ask_model(
+    model: str, content: str, attachments: Sequence[Attachment], config: Path | None, *, as_json: bool
+) -> None:
+    from agent_orchestra.bootstrap import open_models
+    from agent_orchestra.core.prompt import Prompt, Wrote
+    from agent_orchestra.core.request import reply_json
+
+    def show(text: str) -> None:
+        typer.echo(text, nl=False)
+        sys.stdout.flush()
+
+    async def run() -> None:
+        text = _standard_input() if content == "-" else content
+        prompt = Prompt(turns=[Wrote(content=text, attachments=attachments)])
+        async with open_models(_settings(config, None)) as models:
+            reply = await models.ask(model, prompt, None if as_json else show)
+        if as_json:
+            _print_json(reply_json(reply))
+            return
+        typer.echo("")
+        used, wrote = reply.usage, reply.generation
+        cost = "cost unknown" if used.cost_usd is None else f"${used.cost_usd:.6f} at the prices of {used.price_date}"
+        who = f"{wrote.model}, {wrote.stop_reason}" if wrote else model
+        typer.secho(
+            f"-- {who}: {used.input_tokens} tokens in, {used.output_tokens} out, {cost}",
+            dim=True,
+            err=True,
+        )
+
+    asyncio.run(run())
+
+
+def _attachment(path: Path) -> Attachment:
+    import mimetypes
+
+    from agent_orchestra.core.message import Attachment
+
+    media_type, _ = mimetypes.guess_type(path.name)
+    if media_type is None:
+        raise InvalidInput(f"the name of '{path}' does not say what it is; give it an ending such as .png")
+    try:
+        return Attachment(media_type=media_type, data=path.read_bytes())
+    except OSError as error:
+        raise InvalidInput(f"'{path}' cannot be read: {error.strerror}") from None
+
+
+@providers_app.command("check")
+def check_providers(config: Config = None, as_json: AsJson = False) -> None:
+    """Ask every vendor that has a key whether it takes it; fails when one does not."""
+    from agent_orchestra.bootstrap import open_models
+
+    async def run() -> Sequence[ProviderStatus]:
+        async with open_models(_settings(config, None)) as models:
+            return await models.check(fresh=True)
+
+    found = asyncio.run(run())
+    if as_json:
+        _print_json([_fields(status) for status in found])
+    else:
+        marks = {True: "yes", False: "no", None: "-"}
+        rows = [
+            (s.name, marks[s.configured], marks[s.installed], marks[s.reachable], s.last_error or "", s.detail)
+            for s in found
+        ]
+        _print_table(("provider", "configured", "installed", "reachable", "last error", "detail"), rows)
+    if any(status.reachable is False for status in found):
+        raise typer.Exit(1)
 
 
 @app.command()

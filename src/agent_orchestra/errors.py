@@ -16,7 +16,13 @@
     │   ├── Overloaded · NoInstanceAvailable · ShuttingDown
     │   └── StorageUnavailable ── StorageFull
     ├── RunFailed                     accepted and recorded, and it did not succeed
-    │   └── AgentFailed · DeadlineExceeded · Interrupted · Superseded
+    │   ├── AgentFailed · DeadlineExceeded · Interrupted · Superseded
+    │   ├── AttachmentNotSupported    what answers cannot take such a part
+    │   └── ModelFailed               a model, or its vendor, did not answer
+    │       ├── ProviderKeyMissing · ModelAuthenticationFailed · ModelPermissionDenied · ModelNotFound
+    │       ├── ModelRequestInvalid · ContextTooLong · ContentRefused · OutputInvalid · TurnsExhausted
+    │       ├── ModelRateLimited · ModelQuotaExhausted · ModelOverloaded
+    │       └── ModelServerError · ModelTimeout · ModelUnreachable · StreamBroken
     └── ConfigurationError            the operator must change something before a start
         └── ForeignDatabase · DatabaseTooNew · MissingExtra · AddressInUse · KeysRequired
 
@@ -36,9 +42,12 @@ __all__ = [
     "AgentExists",
     "AgentFailed",
     "AgentNotFound",
+    "AttachmentNotSupported",
     "BodyTooLarge",
     "ConfigurationError",
     "Conflict",
+    "ContentRefused",
+    "ContextTooLong",
     "ConversationBusy",
     "ConversationExists",
     "ConversationNotFound",
@@ -54,19 +63,34 @@ __all__ = [
     "KeyNotFound",
     "KeysRequired",
     "MissingExtra",
+    "ModelAuthenticationFailed",
+    "ModelFailed",
+    "ModelNotFound",
+    "ModelOverloaded",
+    "ModelPermissionDenied",
+    "ModelQuotaExhausted",
+    "ModelRateLimited",
+    "ModelRequestInvalid",
+    "ModelServerError",
+    "ModelTimeout",
+    "ModelUnreachable",
     "NoAgentMatches",
     "NoInstanceAvailable",
     "NotFound",
     "OrchestraError",
+    "OutputInvalid",
     "Overloaded",
+    "ProviderKeyMissing",
     "RequestNotFound",
     "RunFailed",
     "SequenceConflict",
     "ShuttingDown",
     "StorageFull",
     "StorageUnavailable",
+    "StreamBroken",
     "StreamMismatch",
     "Superseded",
+    "TurnsExhausted",
     "Unauthenticated",
     "Unavailable",
     "by_code",
@@ -216,9 +240,20 @@ class StorageFull(StorageUnavailable):
 
 
 class RunFailed(OrchestraError):
-    """An accepted request that ended without an answer. It is recorded: the same idempotency key gives it again."""
+    """An accepted request that ended without an answer. It is recorded: the same idempotency key gives it again.
+
+    ``elsewhere``: whether another instance of the agent may answer what this one could not. It is a matter of the
+    class, and the one who raises it may take it back, as when something was done that must not be done twice.
+    """
 
     code = "run_failed"
+    elsewhere: bool = False
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds after which the same call is worth another try, where somebody said so."""
+        given = self.data.get("retry_after")
+        return float(given) if isinstance(given, int | float) else None
 
 
 class AgentFailed(RunFailed):
@@ -235,6 +270,117 @@ class Interrupted(RunFailed):
 
 class Superseded(RunFailed):
     code = "superseded"
+
+
+class AttachmentNotSupported(RunFailed):
+    code = "attachment_not_supported"
+    elsewhere = True
+
+
+class ModelFailed(RunFailed):
+    """A model gave no answer.
+
+    ``data`` holds, as far as they are known: ``provider``, ``model``, ``status`` (of HTTP), ``vendor_code``,
+    ``vendor_request_id`` and ``retry_after`` (seconds). The vendor's own sentence is never in it: it may quote a key.
+    """
+
+    code = "model_failed"
+
+
+class ProviderKeyMissing(ModelFailed):
+    code = "provider_key_missing"
+    elsewhere = True
+
+
+class ModelAuthenticationFailed(ModelFailed):
+    code = "model_authentication_failed"
+    elsewhere = True
+
+
+class ModelPermissionDenied(ModelFailed):
+    code = "model_permission_denied"
+    elsewhere = True
+
+
+class ModelNotFound(ModelFailed):
+    code = "model_not_found"
+    elsewhere = True
+
+
+class ModelRequestInvalid(ModelFailed):
+    code = "model_request_invalid"
+
+
+class ContextTooLong(ModelFailed):
+    """More than the model can read at once. Another model may have the room."""
+
+    code = "context_too_long"
+    elsewhere = True
+
+
+class ContentRefused(ModelFailed):
+    """The vendor or the model does not answer this. No other model is asked in its place."""
+
+    code = "content_refused"
+
+
+class OutputInvalid(ModelFailed):
+    """The output does not match its schema, however often it was asked for; ``data["output"]`` keeps the last one."""
+
+    code = "output_invalid"
+
+
+class TurnsExhausted(ModelFailed):
+    """The model went on calling tools, and never came to an answer."""
+
+    code = "turns_exhausted"
+
+
+class ModelRateLimited(ModelFailed):
+    code = "model_rate_limited"
+    retryable = True
+    elsewhere = True
+
+
+class ModelQuotaExhausted(ModelFailed):
+    """A limit that waiting does not mend: no credit, or a request that is larger than the limit itself."""
+
+    code = "model_quota_exhausted"
+    elsewhere = True
+
+
+class ModelOverloaded(ModelFailed):
+    code = "model_overloaded"
+    retryable = True
+    elsewhere = True
+
+
+class ModelServerError(ModelFailed):
+    """The vendor broke, or answered what is no answer."""
+
+    code = "model_server_error"
+    retryable = True
+    elsewhere = True
+
+
+class ModelTimeout(ModelFailed):
+    code = "model_timeout"
+    retryable = True
+    elsewhere = True
+
+
+class ModelUnreachable(ModelFailed):
+    code = "model_unreachable"
+    retryable = True
+    elsewhere = True
+
+
+class StreamBroken(ModelFailed):
+    """The answer began, and its end never came. What was told by then is part of an answer, not an answer."""
+
+    code = "stream_broken"
+    retryable = True
+    elsewhere = True
 
 
 def by_code(root: type[E]) -> dict[str, type[E]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, cast, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from agent_orchestra.core.agent import Agent
@@ -25,6 +25,7 @@ from agent_orchestra.errors import ConfigurationError
 __all__ = [
     "DatabaseSettings",
     "Logs",
+    "ProviderSettings",
     "Server",
     "Settings",
     "config_file",
@@ -113,6 +114,30 @@ class Functions(_Section):
     """Modules whose functions may be named by agents that are registered over the API."""
 
 
+class ProviderSettings(_Section):
+    api_key: SecretStr | None = None
+    """Better in the environment, by the vendor's usual name. It is never logged and never stored."""
+    base_url: Annotated[str, Field(pattern=r"^https?://[!-~]+$")] | None = None
+    """Where the vendor's API is; else the vendor's own address."""
+    timeout: Seconds = 120.0
+    """Seconds without a sign from the vendor, until the call is given up."""
+    max_concurrency: Annotated[int, Field(ge=1, le=100_000)] = 100
+    """Calls at once with this key; others wait."""
+    max_wait: Annotated[float, Field(ge=0, le=3_600)] = 10.0
+    """Seconds that a call may wait for the vendor's rate limit, before it goes to another model or fails."""
+
+
+class Providers(_Section):
+    anthropic: ProviderSettings = ProviderSettings()
+    """Its key is ANTHROPIC_API_KEY."""
+    openai: ProviderSettings = ProviderSettings()
+    """Its key is OPENAI_API_KEY."""
+    google: ProviderSettings = ProviderSettings()
+    """Its key is GOOGLE_API_KEY or GEMINI_API_KEY."""
+    local: ProviderSettings = ProviderSettings()
+    """Any server that speaks OpenAI's Chat Completions: Ollama (the default address), vLLM, llama.cpp."""
+
+
 class Registry(_Section):
     refresh_seconds: Seconds = 1.0
     """How soon a change by another process is seen."""
@@ -139,6 +164,7 @@ class Settings(BaseSettings):
     database: DatabaseSettings = DatabaseSettings()
     conversations: ConversationSettings = ConversationSettings()
     functions: Functions = Functions()
+    providers: Providers = Providers()
     registry: Registry = Registry()
     metrics: Metrics = Metrics()
     logs: Logs = Logs()

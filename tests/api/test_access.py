@@ -16,6 +16,7 @@ OFFLINE = {"kind": "offline", "settings": {"knowledge": ["It is so."]}}
 #: Every operation that needs a key, with the scope that it needs.
 OPERATIONS: tuple[tuple[str, str, Scope, Mapping[str, Any] | None], ...] = (
     ("GET", "/v1/status", Scope.READ, None),
+    ("GET", "/v1/providers", Scope.READ, None),
     ("GET", "/v1/agents", Scope.READ, None),
     ("GET", "/v1/agents/health", Scope.READ, None),
     ("GET", "/v1/agents/resolve?action=x", Scope.READ, None),

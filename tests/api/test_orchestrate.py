@@ -7,6 +7,16 @@ from agent_orchestra import Call, Reply, Usage
 from tests.api.functions import echo, giving
 from tests.api.serving import Served, problem_of, serving
 
+USAGE = {
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "cache_read_tokens": 0,
+    "cache_write_tokens": 0,
+    "reasoning_tokens": 0,
+    "cost_usd": None,
+    "price_date": None,
+}
+
 
 async def test_an_answer_says_who_answered_and_why(served: Served) -> None:
     await served.has("billing", echo, keywords=("refund", "invoice"), capabilities=("payments",))
@@ -24,7 +34,9 @@ async def test_an_answer_says_who_answered_and_why(served: Served) -> None:
         "alternatives",
         "output",
         "value",
+        "tool_calls",
         "usage",
+        "generation",
         "timings",
         "attempts",
     }
@@ -35,7 +47,8 @@ async def test_an_answer_says_who_answered_and_why(served: Served) -> None:
     assert [alternative["agent"] for alternative in answer["alternatives"]] == ["travel"]
     assert answer["alternatives"][0]["confidence"] < answer["confidence"]
     assert "'invoice'" in answer["reason"]
-    assert answer["usage"] == {"input_tokens": 0, "output_tokens": 0, "cost_usd": None}
+    assert answer["usage"] == USAGE
+    assert (answer["generation"], answer["tool_calls"]) == (None, [])
     assert {"load", "route", "accept", "run", "total"} <= set(answer["timings"])
     assert answer["timings"]["total"] >= answer["timings"]["run"] >= 0
     assert answer["attempts"] == [
@@ -58,7 +71,7 @@ async def test_what_is_on_record_is_what_was_answered(served: Served) -> None:
     await served.has("adds", weighs)
     answer = await served.answer("2 + 2", agent_id="adds", context={"deep": {"er": [1, "zwei", None]}})
     assert answer["value"] == {"sum": [4, 4.5, None, True]}
-    assert answer["usage"] == {"input_tokens": 3, "output_tokens": 5, "cost_usd": 0.25}
+    assert answer["usage"] == {**USAGE, "input_tokens": 3, "output_tokens": 5, "cost_usd": 0.25}
     record = (await served.client.get(f"/v1/requests/{answer['request_id']}")).json()
     assert record == {
         "request_id": answer["request_id"],

@@ -14,9 +14,15 @@ from agent_orchestra.errors import (
     Fault,
     InvalidAgent,
     InvalidInput,
+    ModelOverloaded,
+    ModelRateLimited,
+    ModelServerError,
+    ModelTimeout,
+    ModelUnreachable,
     OrchestraError,
     Overloaded,
     RunFailed,
+    StreamBroken,
     Unavailable,
     run_failure,
 )
@@ -75,9 +81,12 @@ def test_codes_are_stable() -> None:
         "agent_exists",
         "agent_failed",
         "agent_not_found",
+        "attachment_not_supported",
         "body_too_large",
         "configuration",
         "conflict",
+        "content_refused",
+        "context_too_long",
         "conversation_busy",
         "conversation_exists",
         "conversation_not_found",
@@ -93,18 +102,33 @@ def test_codes_are_stable() -> None:
         "key_not_found",
         "keys_required",
         "missing_extra",
+        "model_authentication_failed",
+        "model_failed",
+        "model_not_found",
+        "model_overloaded",
+        "model_permission_denied",
+        "model_quota_exhausted",
+        "model_rate_limited",
+        "model_request_invalid",
+        "model_server_error",
+        "model_timeout",
+        "model_unreachable",
         "no_agent_matches",
         "no_instance_available",
         "not_found",
+        "output_invalid",
         "overloaded",
+        "provider_key_missing",
         "request_not_found",
         "run_failed",
         "sequence_conflict",
         "shutting_down",
         "storage_full",
         "storage_unavailable",
+        "stream_broken",
         "stream_mismatch",
         "superseded",
+        "turns_exhausted",
         "unauthenticated",
         "unavailable",
     ]
@@ -112,7 +136,8 @@ def test_codes_are_stable() -> None:
 
 def test_what_may_succeed_later_says_so() -> None:
     later = {kind for kind in all_classes() if kind.retryable}
-    assert later == {ConversationBusy, *(kind for kind in all_classes() if issubclass(kind, Unavailable))}
+    of_models = {ModelRateLimited, ModelOverloaded, ModelServerError, ModelTimeout, ModelUnreachable, StreamBroken}
+    assert later == {ConversationBusy, *of_models, *(kind for kind in all_classes() if issubclass(kind, Unavailable))}
     assert Overloaded("full").retry_after > 0
     assert Overloaded("full", retry_after=7.0).retry_after == 7.0
 

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from agent_orchestra.core.request import MAX_CONTENT_CHARS, Answer, Attempt, Usage, answer_json, check
+from agent_orchestra.core.request import (
+    MAX_CONTENT_CHARS,
+    Answer,
+    Attempt,
+    Generation,
+    Reply,
+    StopReason,
+    ToolCall,
+    Usage,
+    answer_json,
+    check,
+)
 from agent_orchestra.core.routing import Candidate
 from agent_orchestra.errors import InvalidInput
 
@@ -51,9 +62,23 @@ ANSWER = Answer(
     stage="keywords",
     reason="because",
     alternatives=(Candidate(agent_id="b", confidence=0.25),),
-    output="text",
-    value={"n": 1},
-    usage=Usage(input_tokens=3, output_tokens=4, cost_usd=0.01),
+    reply=Reply(
+        output="text",
+        value={"n": 1},
+        tool_calls=(ToolCall(id="t", name="look_up", arguments={"city": "Rome"}),),
+        usage=Usage(
+            input_tokens=3,
+            output_tokens=4,
+            cache_read_tokens=2,
+            cache_write_tokens=1,
+            reasoning_tokens=3,
+            cost_usd=0.01,
+            price_date="2026-10-07",
+        ),
+        generation=Generation(
+            provider="openai", model="gpt-5", stop_reason=StopReason.TOOL_CALL, request_id="v", first_token_ms=12.5
+        ),
+    ),
     timings={"total": 1.5},
     attempts=(Attempt(agent_id="a", instance_id="i", duration_ms=1.25),),
 )
@@ -72,7 +97,23 @@ def test_an_answer_as_json() -> None:
         "alternatives": [{"agent": "b", "confidence": 0.25}],
         "output": "text",
         "value": {"n": 1},
-        "usage": {"input_tokens": 3, "output_tokens": 4, "cost_usd": 0.01},
+        "tool_calls": [{"id": "t", "name": "look_up", "arguments": {"city": "Rome"}}],
+        "usage": {
+            "input_tokens": 3,
+            "output_tokens": 4,
+            "cache_read_tokens": 2,
+            "cache_write_tokens": 1,
+            "reasoning_tokens": 3,
+            "cost_usd": 0.01,
+            "price_date": "2026-10-07",
+        },
+        "generation": {
+            "provider": "openai",
+            "model": "gpt-5",
+            "stop_reason": "tool_call",
+            "request_id": "v",
+            "first_token_ms": 12.5,
+        },
         "timings": {"total": 1.5},
         "attempts": [{"agent": "a", "instance": "i", "duration_ms": 1.25, "error": None}],
     }
@@ -80,4 +121,10 @@ def test_an_answer_as_json() -> None:
 
 
 def test_every_field_of_an_answer_is_in_its_json() -> None:
-    assert set(answer_json(ANSWER)) == set(Answer.__dataclass_fields__)
+    plain = answer_json(ANSWER)
+    assert set(plain) == (set(Answer.__dataclass_fields__) - {"reply"}) | set(Reply.__dataclass_fields__)
+    usage, generation = plain["usage"], plain["generation"]
+    assert isinstance(usage, dict)
+    assert isinstance(generation, dict)
+    assert set(usage) == set(Usage.__dataclass_fields__)
+    assert set(generation) == set(Generation.__dataclass_fields__)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import pytest
 import yaml
 
-from agent_orchestra.settings import Settings
+from agent_orchestra.settings import ProviderSettings, Settings
+from tests.services.vendors import running_llmock
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -25,10 +28,28 @@ def blocks(language: str) -> list[object]:
     return found
 
 
+@pytest.fixture(scope="module")
+def vendors() -> Generator[Mapping[str, str]]:
+    """The environment of a reader who has keys; the vendors are on loopback, and no server of the reader's own is up."""
+    with running_llmock() as llmock:
+        yield {
+            "ORCHESTRA_PROVIDERS__ANTHROPIC__BASE_URL": llmock.anthropic,
+            "ORCHESTRA_PROVIDERS__OPENAI__BASE_URL": llmock.openai,
+            "ORCHESTRA_PROVIDERS__GOOGLE__BASE_URL": llmock.google,
+            "ORCHESTRA_PROVIDERS__LOCAL__BASE_URL": "http://127.0.0.1:9/v1",
+            "ANTHROPIC_API_KEY": "key",
+            "OPENAI_API_KEY": "key",
+            "GOOGLE_API_KEY": "key",
+        }
+
+
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_runs(code: str, tmp_path: Path) -> None:
+def test_python_runs(code: str, tmp_path: Path, vendors: Mapping[str, str]) -> None:
+    (tmp_path / "without-keys.yaml").touch()
+    environment = {**os.environ, **({} if "without-keys.yaml" in code else vendors)}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
+        env=environment,
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -64,11 +85,13 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_every_setting_is_in_the_guide() -> None:
-    guide = (ROOT / "docs/guides/service.md").read_text(encoding="utf-8").replace("`, `", "")
+    guide = (ROOT / "docs/guides/service.md").read_text(encoding="utf-8")
     missing = [
         f"{section}.{key}"
         for section, field in Settings.model_fields.items()
         for key in getattr(field.annotation, "model_fields", {})
-        if key not in guide
+        if f"{section}.{key}" not in guide and f"`.{key}`" not in guide
     ]
+    of_providers = (ROOT / "docs/guides/providers.md").read_text(encoding="utf-8")
+    missing += [key for key in ProviderSettings.model_fields if f"| `{key}` |" not in of_providers]
     assert not missing, missing

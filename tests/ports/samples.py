@@ -12,7 +12,17 @@ from sqlalchemy import func, select
 from agent_orchestra.adapters.sql import tables
 from agent_orchestra.adapters.sql.database import Database
 from agent_orchestra.core.conversation import Conversation, InputPolicy
-from agent_orchestra.core.request import Answer, Attempt, Failure, Request, Usage
+from agent_orchestra.core.request import (
+    Answer,
+    Attempt,
+    Failure,
+    Generation,
+    Reply,
+    Request,
+    StopReason,
+    ToolCall,
+    Usage,
+)
 from agent_orchestra.core.routing import Candidate, Route, Stage
 from agent_orchestra.core.values import Json
 from agent_orchestra.runtime.clock import new_id, now_ms
@@ -95,9 +105,27 @@ def answer(entry: Accepted, output: str = "It left Zürich on Tuesday. 🚚", va
         stage=ROUTE.stage,
         reason=ROUTE.reason,
         alternatives=ROUTE.alternatives,
-        output=output,
-        value=value,
-        usage=Usage(input_tokens=1_234, output_tokens=56, cost_usd=0.00789),
+        reply=Reply(
+            output=output,
+            value=value,
+            tool_calls=(ToolCall(id="call_1", name="track", arguments={"parcel": "Ä-1", "days": [1, 2.5]}),),
+            usage=Usage(
+                input_tokens=1_234,
+                output_tokens=56,
+                cache_read_tokens=1_024,
+                cache_write_tokens=7,
+                reasoning_tokens=12,
+                cost_usd=0.00789,
+                price_date="2026-10-07",
+            ),
+            generation=Generation(
+                provider="openai",
+                model="gpt-5",
+                stop_reason=StopReason.LENGTH,
+                request_id="req_1",
+                first_token_ms=3.25,
+            ),
+        ),
         timings={"load": 0.25, "run": 12.5, "total": 13.062},
         attempts=(
             Attempt(agent_id="orders", instance_id="eu-1", duration_ms=3.5, error="agent_failed"),

@@ -13,7 +13,7 @@ from agent_orchestra.adapters.sql.database import Database
 from agent_orchestra.adapters.sql.runlog import SqlRunLog
 from agent_orchestra.core.conversation import Conversation
 from agent_orchestra.core.message import Author, Message
-from agent_orchestra.core.request import Answer, Failure, Record, RequestStatus, Usage
+from agent_orchestra.core.request import Answer, Failure, Record, Reply, RequestStatus, Usage
 from agent_orchestra.core.values import Json
 from agent_orchestra.errors import (
     AgentFailed,
@@ -279,7 +279,7 @@ class TestRecord:
     async def test_an_unknown_cost_is_not_a_cost_of_nothing(self, log: SqlRunLog) -> None:
         entry = accepted(request())
         await log.accept(entry)
-        end = dataclasses.replace(answer(entry), usage=Usage(input_tokens=2**40))
+        end = dataclasses.replace(answer(entry), reply=Reply(output="much", usage=Usage(input_tokens=2**40)))
 
         await log.record(TENANT, entry.request.id, entry.conversation.id, end, SUCCEEDED)
 

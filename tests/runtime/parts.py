@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent_orchestra.adapters.function import FunctionKind, wrapped
+from agent_orchestra.adapters.models.kind import VendorModels
+from agent_orchestra.adapters.models.providers import Providers
 from agent_orchestra.adapters.offline import OfflineKind
 from agent_orchestra.adapters.sql.agents import SqlAgentStore
 from agent_orchestra.adapters.sql.conversations import SqlConversationStore
@@ -171,6 +173,7 @@ async def opened(
             conversations=Conversations(store=SqlConversationStore(database), turns=turns, default_policy=policy),
             keys=Keys(SqlKeyStore(database)),
             log=log,
+            models=VendorModels(Providers({})),
             wrap=wrapped,
             storage=database,
             watch_seconds=watch_seconds,

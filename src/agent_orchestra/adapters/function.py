@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import dataclasses
-import importlib
 import inspect
 import json
-import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
+from agent_orchestra.adapters.code import (
+    TARGET_SCHEMA,
+    NotThereError,
+    check_allowed,
+    check_own,
+    found,
+    in_thread,
+    is_target,
+)
 from agent_orchestra.core.agent import Agent
 from agent_orchestra.core.request import Reply
 from agent_orchestra.core.values import Json, JsonObject
-from agent_orchestra.errors import AgentFailed, Fault, Forbidden, InvalidAgent, RunFailed
+from agent_orchestra.errors import AgentFailed, Fault, InvalidAgent, RunFailed
 from agent_orchestra.runtime.executor import Call, Emit, Instance
 from agent_orchestra.runtime.orchestra import Function
 
 __all__ = ["FunctionBackend", "FunctionKind"]
 
-T = TypeVar("T")
-
-_NAMES: Final = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
-_TARGET: Final = f"^{_NAMES}:{_NAMES}$"
-_FORM: Final = re.compile(_TARGET[1:-1])
-_MOST_CHARS: Final = 250
 _SCHEMA: Final[JsonObject] = {
     "type": "object",
     "properties": {
         "function": {
             "description": "One function, or one for each instance of the agent, as 'module:function'.",
             "anyOf": [
-                {"type": "string", "pattern": _TARGET, "maxLength": _MOST_CHARS},
-                {
-                    "type": "array",
-                    "items": {"type": "string", "pattern": _TARGET, "maxLength": _MOST_CHARS},
-                    "minItems": 1,
-                    "maxItems": 64,
-                },
+                TARGET_SCHEMA,
+                {"type": "array", "items": TARGET_SCHEMA, "minItems": 1, "maxItems": 64},
             ],
         }
     },
@@ -53,8 +48,7 @@ _SCHEMA: Final[JsonObject] = {
 class FunctionKind:
     """Conforms to :class:`Kind`.
 
-    ``allowed``: the modules whose functions a caller may name who is not the operator. To name a function is to import
-    its module and call it, so nothing is allowed that the operator did not allow.
+    ``allowed``: the modules whose functions a caller may name who is not the operator.
     """
 
     def __init__(self, *, allowed: Sequence[str]) -> None:
@@ -68,23 +62,17 @@ class FunctionKind:
         targets = _targets(agent)
         if not trusted:
             for target in targets:
-                self._check_allowed(target)
+                check_allowed(target, self._allowed)
         instances: list[Instance] = []
         for target in targets:
-            function = await asyncio.to_thread(_imported, agent, target)
-            if not trusted and getattr(function, "__module__", None) != target.partition(":")[0]:
-                # A module also holds what it has imported itself, down to whatever runs commands.
-                raise Forbidden(f"'{target}' is not a function of that module's own")
+            try:
+                function = await asyncio.to_thread(found, target)
+            except NotThereError as error:
+                raise InvalidAgent(agent.id, (Fault(path="settings.function", message=str(error)),)) from error
+            if not trusted:
+                check_own(target, function)
             instances.append(wrapped(agent.id, function, instance_id=target))
         return instances
-
-    def _check_allowed(self, target: str) -> None:
-        module, _, attribute = target.partition(":")
-        if module not in self._allowed or "." in attribute:
-            raise Forbidden(
-                f"'{target}' may not be named by callers, only the functions of modules in functions.allowed_modules; "
-                "the operator can add the module there, or define the agent in the configuration"
-            )
 
 
 def _targets(agent: Agent) -> Sequence[str]:
@@ -97,28 +85,10 @@ def _targets(agent: Agent) -> Sequence[str]:
         message = "must be 'module:function', or a list of 1 to 64 of them"
         raise InvalidAgent(agent.id, (Fault(path="settings.function", message=message),))
     for target in targets:
-        if not isinstance(target, str) or len(target) > _MOST_CHARS or not _FORM.fullmatch(target):
+        if not is_target(target):
             message = f"'{target}' is not of the form 'module:function'"
             raise InvalidAgent(agent.id, (Fault(path="settings.function", message=message),))
     return cast("Sequence[str]", targets)
-
-
-def _imported(agent: Agent, target: str) -> Function:
-    module, _, attributes = target.partition(":")
-    try:
-        found: object = importlib.import_module(module)
-        for attribute in attributes.split("."):
-            found = getattr(found, attribute)
-    except AttributeError:
-        fault = Fault(path="settings.function", message=f"module '{module}' has no '{attributes}'")
-        raise InvalidAgent(agent.id, (fault,)) from None
-    except Exception as error:
-        # A module may do anything when it is imported: whatever fails there is a fault of this definition.
-        fault = Fault(path="settings.function", message=f"'{module}' cannot be imported ({type(error).__name__})")
-        raise InvalidAgent(agent.id, (fault,)) from error
-    if not callable(found):
-        raise InvalidAgent(agent.id, (Fault(path="settings.function", message=f"'{target}' cannot be called"),))
-    return found
 
 
 def wrapped(agent_id: str, function: Function, *, instance_id: str = "in-process") -> Instance:
@@ -172,7 +142,7 @@ class FunctionBackend:
             return "".join(pieces)
         if self._is_generator:
             return await _told(self._agent_id, cast("Callable[[], Any]", function), emit)
-        given = await _in_thread(function)
+        given = await in_thread(function)
         return await given if inspect.isawaitable(given) else given
 
 
@@ -217,7 +187,7 @@ async def _told(agent_id: str, function: Callable[[], Iterator[object]], emit: E
             loop.call_soon_threadsafe(tell, pieces[-1])
         return "".join(pieces)
 
-    task = asyncio.ensure_future(_in_thread(exhaust))
+    task = asyncio.ensure_future(in_thread(exhaust))
     try:
         output = await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -251,47 +221,3 @@ def _reply(agent_id: str, given: object) -> Reply:
     if isinstance(given, Reply):
         return dataclasses.replace(given, output=_piece(agent_id, given.output))
     return Reply(output=text, value=cast("Json", json.loads(text)))
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Runs a function in a daemon thread of its own: one that never ends holds up neither a pool nor the exit."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def work() -> None:
-        try:
-            result = context.run(function)
-        except BaseException as error:  # noqa: BLE001  handed to whoever awaits the call
-            _settle(loop, future, None, error)
-        else:
-            _settle(loop, future, result, None)
-
-    threading.Thread(target=work, name="orchestra-function", daemon=True).start()
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        # Not before the thread has ended is the call over, however little anybody waits for it.
-        await asyncio.wait((future,))
-        future.exception()
-        raise
-
-
-def _settle(
-    loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], result: object, error: BaseException | None
-) -> None:
-    def settle() -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        elif isinstance(error, Exception) and not isinstance(error, StopIteration):
-            future.set_exception(error)
-        else:
-            future.set_exception(AgentFailed(f"the function raised {type(error).__name__}"))
-
-    try:
-        loop.call_soon_threadsafe(settle)
-    except RuntimeError:
-        # The loop has been closed: nobody waits any more.
-        return

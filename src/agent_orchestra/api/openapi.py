@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
 
 from fastapi import FastAPI
 
@@ -97,9 +97,21 @@ def _by_kind(schema: dict[str, Any], kinds: Mapping[str, JsonObject]) -> dict[st
     """One alternative for each kind, with the settings that it takes."""
     alternatives: list[dict[str, Any]] = []
     for kind, settings in kinds.items():
-        properties = {**schema["properties"], "kind": {"const": kind}, "settings": settings}
-        required = sorted({*schema["required"], *(["settings"] if settings.get("required") else [])})
+        properties = {**schema["properties"], "kind": {"const": kind}, "settings": _referring(settings)}
+        required = sorted({*schema["required"], *(["settings"] if {"required", "oneOf"} & set(settings) else [])})
         alternatives.append(
             {**schema, "title": f"{schema['title']} ({kind})", "properties": properties, "required": required}
         )
     return {"oneOf": alternatives, "title": schema["title"]}
+
+
+def _referring(schema: Any) -> Any:
+    """The schema, with any JSON that can be stored wherever a kind leaves open what stands there."""
+    if isinstance(schema, Mapping):
+        inner = cast("Mapping[str, Any]", schema)
+        if inner.get("x-any-json"):
+            return {"$ref": "#/components/schemas/Json"}
+        return {key: _referring(value) for key, value in inner.items()}
+    if isinstance(schema, list | tuple):
+        return [_referring(value) for value in cast("Sequence[Any]", schema)]
+    return schema

@@ -93,17 +93,19 @@ async def answered(
 ) -> Response:
     """Answers, as a document or as a stream, whichever the caller accepts."""
     began = time.perf_counter()
+    streamed = streams.MEDIA_TYPE in http.headers.get("accept", "")
     request = make_request(
         body.content,
         tenant=caller.tenant,
         conversation_id=conversation_id,
         user_id=body.user_id,
         context=body.context,
+        attachments=[attachment.to_attachment() for attachment in body.attachments],
         capability=body.capability,
         agent_id=body.agent_id,
         idempotency_key=idempotency_key,
+        streamed=streamed,
     )
-    streamed = streams.MEDIA_TYPE in http.headers.get("accept", "")
     if last_event_id is not None and streamed:
         request_id, after = streams.parse_event_id(last_event_id)
         return await _streamed(caller, request_id, after, request.fingerprint, {})

@@ -31,6 +31,13 @@ _STATUS: Final[Mapping[type[OrchestraError], int]] = {
     errors.StorageFull: 507,
     errors.Unavailable: 503,
     errors.DeadlineExceeded: 504,
+    errors.AttachmentNotSupported: 422,
+    errors.ContextTooLong: 422,
+    errors.ContentRefused: 422,
+    errors.ProviderKeyMissing: 503,
+    errors.ModelRateLimited: 503,
+    errors.ModelOverloaded: 503,
+    errors.ModelTimeout: 504,
     errors.Superseded: 409,
     errors.Interrupted: 503,
     errors.RunFailed: 502,
@@ -111,7 +118,7 @@ def told_problem(code: str, detail: str, data: Mapping[str, Any]) -> dict[str, A
 def response(error: OrchestraError, more: Mapping[str, str] | None = None, **members: str) -> Response:
     """The answer for an error, with the headers that belong to it; ``members`` join the document."""
     headers = dict(more or {})
-    if isinstance(error, errors.Unavailable):
+    if isinstance(error, errors.Unavailable | errors.RunFailed) and error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = 'Bearer realm="agent-orchestra"'

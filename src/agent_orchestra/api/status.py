@@ -8,7 +8,8 @@ from importlib.metadata import version
 from fastapi import APIRouter, Request, Response
 
 from agent_orchestra.api.auth import Reader
-from agent_orchestra.api.wire import AgentsHealthOut, ReadyOut, StatusOut
+from agent_orchestra.api.problems import described
+from agent_orchestra.api.wire import AgentsHealthOut, ProvidersOut, ReadyOut, StatusOut, providers_out
 from agent_orchestra.runtime.orchestra import Orchestra
 
 __all__ = ["router"]
@@ -44,3 +45,9 @@ async def get_status(caller: Reader) -> StatusOut:
         checks=dict(health.storage),
         agents=AgentsHealthOut(**dataclasses.asdict(health.agents)),
     )
+
+
+@router.get("/v1/providers", responses=described(422))
+async def get_providers(caller: Reader, fresh: bool = False) -> ProvidersOut:
+    """Which vendors of models are configured and answer. Each is asked at most once a minute, but with ``fresh``."""
+    return providers_out(await caller.orchestra.get_providers(fresh=fresh))

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 from fastapi import Header
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent_orchestra.core.agent import Role, Status, SystemHealth
 from agent_orchestra.core.conversation import Conversation, InputPolicy
-from agent_orchestra.core.message import Author, Message
-from agent_orchestra.core.request import MAX_CONTENT_CHARS, Answer, Failure, Record, RequestStatus, answer_json
+from agent_orchestra.core.message import Attachment, Author, Message
+from agent_orchestra.core.request import (
+    MAX_ATTACHMENTS,
+    MAX_CONTENT_CHARS,
+    MEDIA_TYPE_PATTERN,
+    Answer,
+    Failure,
+    Record,
+    RequestStatus,
+    StopReason,
+    answer_json,
+)
 from agent_orchestra.definitions import NOT_BLANK, NUMBER, Id, Text
+from agent_orchestra.runtime.models import ProviderStatus
 from agent_orchestra.runtime.registry import Registered, Source
 
 __all__ = [
@@ -28,12 +41,14 @@ __all__ = [
     "OrchestrateBody",
     "Page",
     "ProcessBody",
+    "ProvidersOut",
     "ReadyOut",
     "RequestOut",
     "StatusOut",
     "agent_out",
     "conversation_out",
     "message_out",
+    "providers_out",
     "request_out",
 ]
 
@@ -48,6 +63,7 @@ Content = Annotated[
         description=f"At most {MAX_CONTENT_CHARS:,} characters, not all of them blank.",
     ),
 ]
+_BASE64: Final = r"^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)$"
 UserId = Annotated[Text, Field(min_length=1, max_length=256)]
 #: The document describes such an object as any JSON that can be stored, see :mod:`agent_orchestra.api.openapi`.
 Context = Annotated[dict[str, Any], Field(json_schema_extra={"x-any-json": True})]
@@ -80,6 +96,15 @@ class _Out(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
+class AttachmentBody(_Body):
+    media_type: Annotated[str, Field(pattern=MEDIA_TYPE_PATTERN, examples=["image/png"])]
+    data: Annotated[str, Field(min_length=4, pattern=_BASE64)]
+    """In base64 (RFC 4648, section 4)."""
+
+    def to_attachment(self) -> Attachment:
+        return Attachment(media_type=self.media_type, data=base64.b64decode(self.data))
+
+
 class ProcessBody(_Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"content": "And how long may I stay?"}]})
 
@@ -87,6 +112,10 @@ class ProcessBody(_Body):
     user_id: UserId | None = None
     context: Context = Field(default_factory=dict)
     """Given to the agent as it is."""
+    attachments: Annotated[list[AttachmentBody], Field(max_length=MAX_ATTACHMENTS)] = Field(
+        default_factory=list[AttachmentBody]
+    )
+    """Images and other parts that are not text, for agents that can take them. They are not kept."""
     capability: Capability | None = None
     """Only agents that have it are asked."""
     agent_id: Id | None = None
@@ -129,9 +158,33 @@ class CandidateOut(_Out):
 
 class UsageOut(_Out):
     input_tokens: int
+    """The whole prompt, cached parts included."""
     output_tokens: int
+    """All that was generated, reasoning included."""
+    cache_read_tokens: int
+    cache_write_tokens: int
+    reasoning_tokens: int
     cost_usd: float | None
     """None where it is not known."""
+    price_date: str | None
+    """When the price was last checked."""
+
+
+class ToolCallOut(_Out):
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+class GenerationOut(_Out):
+    provider: str
+    model: str
+    stop_reason: StopReason
+    """With ``length`` the text is cut off."""
+    request_id: str | None
+    """The vendor's own."""
+    first_token_ms: float | None
+    """None where nothing was streamed."""
 
 
 class AttemptOut(_Out):
@@ -155,7 +208,11 @@ class AnswerOut(_Out):
     output: str
     value: Any
     """The structured value, when the agent gave one."""
+    tool_calls: list[ToolCallOut]
+    """Calls of tools that are left to the caller."""
     usage: UsageOut
+    generation: GenerationOut | None
+    """Which model wrote it; none where no model did."""
     timings: dict[str, float]
     """Milliseconds a stage, up to where the answer was put on record."""
     attempts: list[AttemptOut]
@@ -238,6 +295,24 @@ class Page(_Out, Generic[T]):
     """The cursor of the next page; none on the last one."""
 
 
+class ProviderOut(_Out):
+    name: str
+    configured: bool
+    """Whether there is a key for it."""
+    installed: bool
+    """Whether the extra that it needs is installed."""
+    reachable: bool | None
+    """Whether it answered the last check; none where it was not asked, for want of a key."""
+    last_error: str | None
+    """The code of what its last call failed with; none after one that succeeded."""
+    detail: str
+    checked_at: datetime
+
+
+class ProvidersOut(_Out):
+    providers: list[ProviderOut]
+
+
 class AgentsHealthOut(_Out):
     healthy_agents: int
     unhealthy_agents: int
@@ -284,6 +359,23 @@ def agent_out(entry: Registered) -> AgentOut:
         instances=[instance.id for instance in entry.pool.instances],
         fault=entry.fault,
         updated_at=_time(entry.updated_ms),
+    )
+
+
+def providers_out(statuses: Iterable[ProviderStatus]) -> ProvidersOut:
+    return ProvidersOut(
+        providers=[
+            ProviderOut(
+                name=status.name,
+                configured=status.configured,
+                installed=status.installed,
+                reachable=status.reachable,
+                last_error=status.last_error,
+                detail=status.detail,
+                checked_at=_time(status.checked_ms),
+            )
+            for status in statuses
+        ]
     )
 
 

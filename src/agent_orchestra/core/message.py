@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Author", "Message"]
+__all__ = ["Attachment", "Author", "Message"]
 
 
 class Author(StrEnum):
@@ -14,6 +14,14 @@ class Author(StrEnum):
     USER = "user"
     ASSISTANT = "assistant"
     SYSTEM = "system"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """A part of a request that is not text. ``media_type`` is one of IANA's, such as ``image/png``."""
+
+    media_type: str
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

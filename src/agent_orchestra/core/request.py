@@ -3,44 +3,60 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from agent_orchestra.core.message import Attachment
 from agent_orchestra.core.routing import Candidate, Route
 from agent_orchestra.core.values import Json, JsonObject, faults_in
 from agent_orchestra.errors import Fault, InvalidInput
 
 __all__ = [
+    "MAX_ATTACHMENTS",
     "MAX_CONTENT_CHARS",
     "MAX_USER_CHARS",
+    "MEDIA_TYPE_PATTERN",
     "Answer",
     "Attempt",
     "Failure",
+    "Generation",
     "Record",
     "Reply",
     "Request",
     "RequestStatus",
+    "StopReason",
+    "ToolCall",
     "Usage",
     "answer_json",
     "attempt_json",
     "check",
+    "reply_json",
 ]
 
 MAX_CONTENT_CHARS: Final = 200_000
 MAX_USER_CHARS: Final = 256
+MAX_ATTACHMENTS: Final = 32
+#: Type and subtype as RFC 6838, section 4.2, allows their names; without parameters.
+MEDIA_TYPE_PATTERN: Final = r"^[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}$"
 
+_MEDIA_TYPE: Final = re.compile(MEDIA_TYPE_PATTERN[1:-1])
 _KEY: Final = re.compile(r"[\x21-\x7E]{1,255}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One thing that is asked. Times are milliseconds since 1970, UTC."""
+    """One thing that is asked. Times are milliseconds since 1970, UTC.
+
+    ``attachments`` go with the call and are not kept. ``streamed``: somebody listens while it is answered; where nobody
+    does, an agent may do what costs less than telling piece by piece.
+    """
 
     id: str
     tenant: str
     content: str
+    attachments: tuple[Attachment, ...] = ()
     conversation_id: str | None = None
     user_id: str | None = None
     context: JsonObject = field(default_factory=dict[str, None])
@@ -48,12 +64,23 @@ class Request:
     agent_id: str | None = None
     idempotency_key: str | None = None
     fingerprint: str = ""
+    streamed: bool = False
     received_ms: int
 
 
-def check(content: str, *, idempotency_key: str | None = None, **others: Json) -> None:
+def check(
+    content: str, *, attachments: Sequence[Attachment] = (), idempotency_key: str | None = None, **others: Json
+) -> None:
     """Raises :class:`InvalidInput` unless the content has something to answer, and all can be stored."""
     faults: list[Fault] = []
+    if len(attachments) > MAX_ATTACHMENTS:
+        faults.append(Fault(path="attachments", message=f"has {len(attachments)} entries; at most {MAX_ATTACHMENTS}"))
+    for number, attachment in enumerate(attachments):
+        if not _MEDIA_TYPE.fullmatch(attachment.media_type):
+            message = f"'{attachment.media_type[:80]}' is no media type such as 'image/png'"
+            faults.append(Fault(path=f"attachments.{number}.media_type", message=message))
+        if not attachment.data:
+            faults.append(Fault(path=f"attachments.{number}.data", message="is empty"))
     if not content.strip():
         faults.append(Fault(path="content", message="must not be blank"))
     if len(content) > MAX_CONTENT_CHARS:
@@ -71,20 +98,63 @@ def check(content: str, *, idempotency_key: str | None = None, **others: Json) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a call used. Tokens as the vendor counts them; ``cost_usd`` is none where it is not known."""
+    """What a call used, in tokens, counted the same way for every vendor (OpenTelemetry's GenAI conventions).
+
+    ``input_tokens`` is the whole prompt, what was read from and written to the vendor's cache included;
+    ``output_tokens`` is all that was generated, reasoning included. ``cost_usd`` is none where no price is known, and
+    ``price_date`` (ISO 8601) says when that price was last checked.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
     cost_usd: float | None = None
+    price_date: str | None = None
+
+
+class StopReason(StrEnum):
+    """Why a model stopped, by the names of OpenTelemetry's GenAI conventions. LENGTH: the text is cut off."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALL = "tool_call"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A model asks for a tool. ``id`` is the vendor's, or made up where the vendor gives none."""
+
+    id: str
+    name: str
+    arguments: JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """Which model wrote a reply, and how it stopped. ``first_token_ms``: none where nothing was streamed."""
+
+    provider: str
+    model: str
+    stop_reason: StopReason
+    request_id: str | None = None
+    first_token_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What a backend gives back: the text, the structured value when there is one, and what it used."""
+    """What a backend gives back.
+
+    ``output``: all text, in order. ``value``: the structured value, when there is one. ``tool_calls``: those that are
+    left to the caller. ``generation``: none where no model wrote it.
+    """
 
     output: str
     value: Json = None
+    tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage = Usage()
+    generation: Generation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,11 +179,21 @@ class Answer:
     stage: str
     reason: str
     alternatives: tuple[Candidate, ...]
-    output: str
-    value: Json
-    usage: Usage
+    reply: Reply
     timings: Mapping[str, float]
     attempts: tuple[Attempt, ...]
+
+    @property
+    def output(self) -> str:
+        return self.reply.output
+
+    @property
+    def value(self) -> Json:
+        return self.reply.value
+
+    @property
+    def usage(self) -> Usage:
+        return self.reply.usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,15 +239,37 @@ def answer_json(answer: Answer) -> dict[str, Json]:
         "stage": answer.stage,
         "reason": answer.reason,
         "alternatives": [{"agent": c.agent_id, "confidence": c.confidence} for c in answer.alternatives],
-        "output": answer.output,
-        "value": answer.value,
-        "usage": {
-            "input_tokens": answer.usage.input_tokens,
-            "output_tokens": answer.usage.output_tokens,
-            "cost_usd": answer.usage.cost_usd,
-        },
+        **reply_json(answer.reply),
         "timings": dict(answer.timings),
         "attempts": [attempt_json(attempt) for attempt in answer.attempts],
+    }
+
+
+def reply_json(reply: Reply) -> dict[str, Json]:
+    """A reply as plain JSON."""
+    usage, generation = reply.usage, reply.generation
+    return {
+        "output": reply.output,
+        "value": reply.value,
+        "tool_calls": [{"id": c.id, "name": c.name, "arguments": c.arguments} for c in reply.tool_calls],
+        "usage": {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cache_read_tokens": usage.cache_read_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
+            "cost_usd": usage.cost_usd,
+            "price_date": usage.price_date,
+        },
+        "generation": None
+        if generation is None
+        else {
+            "provider": generation.provider,
+            "model": generation.model,
+            "stop_reason": generation.stop_reason,
+            "request_id": generation.request_id,
+            "first_token_ms": generation.first_token_ms,
+        },
     }
 
 

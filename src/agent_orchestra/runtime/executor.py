@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from agent_orchestra.core import balancing
 from agent_orchestra.core.agent import Agent
-from agent_orchestra.core.message import Message
+from agent_orchestra.core.message import Attachment, Message
 from agent_orchestra.core.request import Attempt, Reply
-from agent_orchestra.core.values import JsonObject, cleaned, faults_in
+from agent_orchestra.core.values import Json, JsonObject, cleaned, faults_in
 from agent_orchestra.errors import AgentFailed, DeadlineExceeded, NoInstanceAvailable, RunFailed
 
 __all__ = ["Backend", "Call", "Emit", "Executor", "Instance", "Outcome", "Pool"]
@@ -23,13 +23,19 @@ Emit = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What an instance is asked. ``history``: the messages before this one, oldest first."""
+    """What an instance is asked.
+
+    ``history``: the messages before this one, oldest first. ``streamed``: somebody listens; where nobody does, the
+    output may as well come whole.
+    """
 
     request_id: str
     conversation_id: str
     tenant: str
     agent: Agent
     content: str
+    attachments: Sequence[Attachment] = ()
+    streamed: bool = False
     history: Sequence[Message] = ()
     context: JsonObject = field(default_factory=dict[str, None])
     user_id: str | None = None
@@ -48,12 +54,22 @@ class Backend(Protocol):
         ...
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(slots=True, eq=False)
 class Instance:
-    """One place where an agent runs, with what is known of it now."""
+    """One place where an agent runs, with what is known of it now.
+
+    ``rank``: 0 is preferred; higher ones stand by. ``paused`` tells whether a call would have to wait there, as behind
+    a vendor's rate limit.
+    """
 
     id: str
     backend: Backend
+    rank: int = 0
+    paused: Callable[[], bool] = _never
     in_flight: int = 0
 
 
@@ -122,16 +138,29 @@ class Executor:
 
         Raises :class:`NoInstanceAvailable` when every instance is full.
         """
+        instance = self._reserved(agent, pool, tried=())
+        if instance is None:
+            raise NoInstanceAvailable(
+                f"all {len(pool.instances)} instances of agent '{agent.id}' are at their limit of "
+                f"{agent.limits.concurrency} calls; try again, or raise limits.concurrency"
+            )
+        return instance
+
+    def _reserved(self, agent: Agent, pool: Pool, *, tried: Collection[Instance]) -> Instance | None:
         loads = [
-            balancing.Load(instance_id=i.id, in_flight=i.in_flight, concurrency=agent.limits.concurrency)
+            balancing.Load(
+                instance_id=i.id,
+                in_flight=i.in_flight,
+                concurrency=agent.limits.concurrency,
+                rank=i.rank,
+                paused=i.paused(),
+                ejected=i in tried,
+            )
             for i in pool.instances
         ]
         index = balancing.round_robin(loads, pool.turn if self._balanced else 0)
         if index is None:
-            raise NoInstanceAvailable(
-                f"all {len(loads)} instances of agent '{agent.id}' are at their limit of "
-                f"{agent.limits.concurrency} calls; try again, or raise limits.concurrency"
-            )
+            return None
         pool.turn = index + 1
         instance = pool.instances[index]
         instance.in_flight += 1
@@ -144,15 +173,46 @@ class Executor:
     async def run(
         self, pool: Pool, instance: Instance, call: Call, *, seconds: float, emit: Callable[[str, int], None]
     ) -> Outcome:
-        """One call of a reserved instance. Never raises but for its own cancellation.
+        """The call of a reserved instance, and of the next one when that one cannot answer and another may.
 
-        ``emit`` gets each piece of output and the number of characters before it. An instance that does not end when
-        its time is over is left behind; it keeps its place until it ends, so that runaways cannot pile up.
+        Each instance is tried once, and none after a piece of output was told: there is no change of voice in the
+        middle of a sentence. Never raises but for its own cancellation. ``emit`` gets each piece of output and the
+        number of characters before it. An instance that does not end when its time is over is left behind; it keeps its
+        place until it ends, so that runaways cannot pile up.
         """
+        deadline = time.perf_counter() + seconds
+        teller = _Teller(emit, self._max_output_chars)
+        attempts: list[Attempt] = []
+        tried: list[Instance] = []
+        following: Instance | None = instance
+        reply: Reply | None = None
+        error: RunFailed | None = None
+        try:
+            while following is not None:
+                instance, following = following, None
+                tried.append(instance)
+                began = time.perf_counter()
+                reply, error = await self._attempt(instance, call, max(deadline - began, 0.0), teller)
+                attempts.append(
+                    Attempt(
+                        agent_id=call.agent.id,
+                        instance_id=instance.id,
+                        duration_ms=round((time.perf_counter() - began) * 1_000, 3),
+                        error=error.code if error else None,
+                    )
+                )
+                if error is not None and error.elsewhere and not teller.length and time.perf_counter() < deadline:
+                    following = self._reserved(call.agent, pool, tried=tried)
+        finally:
+            told = teller.close()
+        pool.failures_in_row = pool.failures_in_row + 1 if error else 0
+        return Outcome(reply=reply, error=error, told=told, attempts=tuple(attempts))
+
+    async def _attempt(
+        self, instance: Instance, call: Call, seconds: float, teller: _Teller
+    ) -> tuple[Reply | None, RunFailed | None]:
         if call.agent.limits.timeout is not None:
             seconds = min(seconds, call.agent.limits.timeout)
-        teller = _Teller(emit, self._max_output_chars)
-        began = time.perf_counter()
         task = asyncio.create_task(instance.backend.run(call, teller))
         self._calls.add(task)
         task.add_done_callback(lambda done: self._ended(done, instance))
@@ -160,31 +220,20 @@ class Executor:
             done, _ = await asyncio.wait((task,), timeout=seconds)
         except asyncio.CancelledError:
             task.cancel()
-            teller.close()
             raise
-        reply: Reply | None = None
-        error: RunFailed | None = None
         if not done:
             task.cancel()
-            error = DeadlineExceeded(f"agent '{call.agent.id}' did not answer within {seconds:g} s")
-        elif task.cancelled():
-            error = AgentFailed(f"agent '{call.agent.id}' gave up its own call", cause="cancelled")
-        elif isinstance(raised := task.exception(), RunFailed):
-            error = raised
-        elif raised is not None:
+            return None, DeadlineExceeded(f"agent '{call.agent.id}' did not answer within {seconds:.3g} s")
+        if task.cancelled():
+            return None, AgentFailed(f"agent '{call.agent.id}' gave up its own call", cause="cancelled")
+        if isinstance(raised := task.exception(), RunFailed):
+            return None, raised
+        if raised is not None:
             # A backend promises to translate; one that does not must still not take the request down with it.
             error = AgentFailed(f"agent '{call.agent.id}' raised {type(raised).__name__}", cause=type(raised).__name__)
             error.__cause__ = raised
-        else:
-            reply, error = _judged(task.result(), teller)
-        pool.failures_in_row = pool.failures_in_row + 1 if error else 0
-        attempt = Attempt(
-            agent_id=call.agent.id,
-            instance_id=instance.id,
-            duration_ms=round((time.perf_counter() - began) * 1_000, 3),
-            error=error.code if error else None,
-        )
-        return Outcome(reply=reply, error=error, told=teller.close(), attempts=(attempt,))
+            return None, error
+        return _judged(task.result(), teller)
 
     async def close(self, seconds: float) -> None:
         """Cancels the calls that are left, and waits for them as long as it may."""
@@ -210,7 +259,10 @@ def _judged(reply: Reply, teller: _Teller) -> tuple[Reply | None, RunFailed | No
     if told != cleaned(reply.output):
         return None, AgentFailed("the agent's output is not what its stream told", cause="output_mismatch")
     # What no database takes would never come on record, and the request would never end.
-    for path, given in (("value", reply.value), ("usage.cost_usd", reply.usage.cost_usd)):
+    rest: dict[str, Json] = {"value": reply.value, "usage.cost_usd": reply.usage.cost_usd}
+    for number, asked in enumerate(reply.tool_calls):
+        rest[f"tool_calls.{number}"] = [asked.id, asked.name, asked.arguments]
+    for path, given in rest.items():
         if fault := next(faults_in(path, given), None):
             return None, AgentFailed(f"the agent's reply cannot be stored: {fault}", cause="output_not_storable")
     return reply if told == reply.output else dataclasses.replace(reply, output=told), None

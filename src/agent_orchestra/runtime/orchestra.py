@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,16 +11,18 @@ from typing import Protocol
 
 from agent_orchestra.core.agent import ID_RULE, Agent, Filter, Status, SystemHealth, is_id, system_health
 from agent_orchestra.core.conversation import Conversation, InputPolicy
-from agent_orchestra.core.message import Author, Message
-from agent_orchestra.core.request import Answer, Record, Request, check
+from agent_orchestra.core.message import Attachment, Author, Message
+from agent_orchestra.core.prompt import Prompt, Wrote
+from agent_orchestra.core.request import Answer, Record, Reply, Request, check
 from agent_orchestra.core.stream import StreamEvent
-from agent_orchestra.core.values import JsonObject
+from agent_orchestra.core.values import Json, JsonObject
 from agent_orchestra.errors import Fault, InvalidInput
 from agent_orchestra.runtime.clock import new_id, now_ms
 from agent_orchestra.runtime.conversations import Conversations
 from agent_orchestra.runtime.dispatcher import Dispatcher, RunLog, Submitted, fingerprint
 from agent_orchestra.runtime.executor import Instance
 from agent_orchestra.runtime.keys import Keys
+from agent_orchestra.runtime.models import Models, ProviderStatus
 from agent_orchestra.runtime.registry import Registered, Registry
 
 __all__ = ["DEFAULT_TENANT", "AgentsHealth", "Function", "Health", "Orchestra", "StorageHealth", "Wrap"]
@@ -79,11 +82,13 @@ class Orchestra:
         conversations: Conversations,
         keys: Keys,
         log: RunLog,
+        models: Models,
         wrap: Wrap,
         storage: StorageHealth,
         watch_seconds: float,
     ) -> None:
         self.keys = keys
+        self._models = models
         self._registry = registry
         self._dispatcher = dispatcher
         self._conversations = conversations
@@ -165,6 +170,7 @@ class Orchestra:
         conversation_id: str | None = None,
         user_id: str | None = None,
         context: JsonObject | None = None,
+        attachments: Sequence[Attachment] = (),
         capability: str | None = None,
         agent_id: str | None = None,
         idempotency_key: str | None = None,
@@ -173,18 +179,21 @@ class Orchestra:
     ) -> Answer:
         """Routes the content to an agent and gives its answer, which is then on record.
 
-        Without ``conversation_id`` a new conversation begins. ``emit`` is called with each event as it comes; it is the
-        same call. Raises what refuses the request (:class:`InvalidInput`, :class:`NotFound`, :class:`Conflict`,
-        :class:`Unavailable`), or the :class:`RunFailed` that it ended with.
+        Without ``conversation_id`` a new conversation begins. ``attachments`` are given to the agent with this call and
+        are not kept. ``emit`` is called with each event as it comes; it is the same call. Raises what refuses the
+        request (:class:`InvalidInput`, :class:`NotFound`, :class:`Conflict`, :class:`Unavailable`), or the
+        :class:`RunFailed` that it ended with.
         """
         request = make_request(
             content,
             conversation_id=conversation_id,
             user_id=user_id,
             context=context,
+            attachments=attachments,
             capability=capability,
             agent_id=agent_id,
             idempotency_key=idempotency_key,
+            streamed=emit is not None,
             tenant=tenant,
         )
         submitted = await self._dispatcher.submit(request)
@@ -234,6 +243,27 @@ class Orchestra:
     async def get_request(self, request_id: str, *, tenant: str = DEFAULT_TENANT) -> Record:
         """What is on record of a request. Raises :class:`RequestNotFound`."""
         return await self._log.find(tenant, request_id)
+
+    # --- models
+
+    async def ask_model(
+        self,
+        model: str,
+        content: str | Prompt,
+        *,
+        emit: Callable[[str], None] | None = None,
+    ) -> Reply:
+        """Asks one model itself, without an agent; nothing of it is recorded.
+
+        ``model``: such as ``anthropic:claude-sonnet-5``. ``emit`` is called with each piece of the text as it comes.
+        Raises :class:`InvalidInput` for a name that is none, and :class:`ModelFailed`.
+        """
+        prompt = content if isinstance(content, Prompt) else Prompt(turns=[Wrote(content=content)])
+        return await self._models.ask(model, prompt, emit)
+
+    async def get_providers(self, *, fresh: bool = False) -> Sequence[ProviderStatus]:
+        """How each provider of models is. What was found within the last minute is told again, but with ``fresh``."""
+        return await self._models.check(fresh=fresh)
 
     # --- conversations
 
@@ -319,15 +349,18 @@ def make_request(
     conversation_id: str | None = None,
     user_id: str | None = None,
     context: JsonObject | None = None,
+    attachments: Sequence[Attachment] = (),
     capability: str | None = None,
     agent_id: str | None = None,
     idempotency_key: str | None = None,
+    streamed: bool = False,
 ) -> Request:
     """A request with its id, its time and its fingerprint. Raises :class:`InvalidInput` with all that is wrong."""
     if not is_id(tenant):
         raise InvalidInput(f"tenant: {ID_RULE}", faults=(Fault(path="tenant", message=ID_RULE),))
     check(
         content,
+        attachments=attachments,
         conversation_id=conversation_id,
         user_id=user_id,
         context=context,
@@ -335,16 +368,20 @@ def make_request(
         agent_id=agent_id,
         idempotency_key=idempotency_key,
     )
+    asked: list[Json] = [content, conversation_id, user_id, context or {}, capability, agent_id]
+    asked.extend([a.media_type, hashlib.sha256(a.data).hexdigest()] for a in attachments)
     return Request(
         id=new_id(),
         tenant=tenant,
         content=content,
+        attachments=tuple(attachments),
         conversation_id=conversation_id,
         user_id=user_id,
         context=context or {},
         capability=capability,
         agent_id=agent_id,
         idempotency_key=idempotency_key,
-        fingerprint=fingerprint(content, conversation_id, user_id, context or {}, capability, agent_id),
+        fingerprint=fingerprint(*asked),
+        streamed=streamed,
         received_ms=now_ms(),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
@@ -14,11 +15,16 @@ from agent_orchestra.core.request import (
     Answer,
     Attempt,
     Failure,
+    Generation,
     Record,
+    Reply,
     Request,
     RequestStatus,
+    StopReason,
+    ToolCall,
     Usage,
     attempt_json,
+    reply_json,
 )
 from agent_orchestra.core.routing import Candidate, Route, Stage
 from agent_orchestra.errors import (
@@ -423,13 +429,33 @@ def _route_json(route: Route) -> Mapping[str, object]:
 
 
 def _answer_json(answer: Answer) -> Mapping[str, object]:
-    usage = answer.usage
+    # The output is the agent's message: it is not stored twice.
+    reply = {name: value for name, value in reply_json(answer.reply).items() if name != "output"}
     return {
-        "value": answer.value,
-        "usage": [usage.input_tokens, usage.output_tokens, usage.cost_usd],
+        "instance": answer.instance,
+        "reply": reply,
         "timings": answer.timings,
         "attempts": [attempt_json(attempt) for attempt in answer.attempts],
     }
+
+
+def _reply_of(outcome: Mapping[str, Any], output: str) -> Reply:
+    stored = outcome.get("reply")
+    if stored is None:
+        # Recorded before replies told of models.
+        input_tokens, output_tokens, cost_usd = outcome["usage"]
+        usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens, cost_usd=cost_usd)
+        return Reply(output=output, value=outcome["value"], usage=usage)
+    generation: Generation | None = None
+    if written := stored["generation"]:
+        generation = dataclasses.replace(Generation(**written), stop_reason=StopReason(written["stop_reason"]))
+    return Reply(
+        output=output,
+        value=stored["value"],
+        tool_calls=tuple(ToolCall(**call) for call in stored["tool_calls"]),
+        usage=Usage(**stored["usage"]),
+        generation=generation,
+    )
 
 
 def _failure_json(failure: Failure) -> Mapping[str, object]:
@@ -470,19 +496,16 @@ def _record_of(row: tuple[object, ...]) -> Record:
             for attempt in outcome["attempts"]
         )
         if status == RequestStatus.SUCCEEDED:
-            input_tokens, output_tokens, cost_usd = outcome["usage"]
             end = Answer(
                 request_id=request_id,
                 conversation_id=conversation_id,
                 agent=route.primary.agent_id,
-                instance=instance_id,
+                instance=outcome.get("instance", instance_id),
                 confidence=route.primary.confidence,
                 stage=route.stage,
                 reason=route.reason,
                 alternatives=route.alternatives,
-                output=content or "",
-                value=outcome["value"],
-                usage=Usage(input_tokens=input_tokens, output_tokens=output_tokens, cost_usd=cost_usd),
+                reply=_reply_of(outcome, content or ""),
                 timings=outcome["timings"],
                 attempts=attempts,
             )

@@ -1,0 +1,1 @@
+"""Agents that are prompts, and the vendors whose models answer them, through pydantic-ai's models."""
