@@ -22,8 +22,8 @@ def pytest_configure() -> None:
     forbid_network()
     # No vendor by accident: no key is found, and no model is asked, whatever address and key a test has made up.
     for vendor in VENDORS.values():
-        for variable in vendor.variables:
-            os.environ.pop(variable, None)
+        for variable in (*vendor.variables, vendor.base_url_variable):
+            os.environ.pop(variable or "", None)
     pydantic_ai.models.ALLOW_MODEL_REQUESTS = False
 
 

@@ -113,7 +113,7 @@ async def check_schema(settings: DatabaseSettings) -> Sequence[str]:
 
 
 def _providers(settings: Settings) -> Providers:
-    """The vendors with their keys: those of the settings, or those of the environment by their usual names."""
+    """The vendors with keys and addresses: those of the settings, or those of the environment by their usual names."""
     configs: dict[str, ProviderConfig] = {}
     for name, vendor in VENDORS.items():
         given = getattr(settings.providers, name)
@@ -121,7 +121,7 @@ def _providers(settings: Settings) -> Providers:
         found = map(os.environ.get, vendor.variables)
         configs[name] = ProviderConfig(
             api_key=next((text for text in map(str.strip, filter(None, (key, *found))) if text), None),
-            base_url=given.base_url,
+            base_url=given.base_url or os.environ.get(vendor.base_url_variable or "") or None,
             timeout=given.timeout,
             max_concurrency=given.max_concurrency,
             max_wait=given.max_wait,

@@ -104,7 +104,7 @@ def _settle(
         elif isinstance(error, Exception) and not isinstance(error, StopIteration):
             future.set_exception(error)
         else:
-            future.set_exception(AgentFailed(f"the function raised {type(error).__name__}"))
+            future.set_exception(AgentFailed(f"the function raised {type(error).__name__}", cause=type(error).__name__))
 
     try:
         loop.call_soon_threadsafe(settle)

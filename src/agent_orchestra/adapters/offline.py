@@ -12,7 +12,7 @@ from agent_orchestra.core.agent import Agent
 from agent_orchestra.core.request import Reply
 from agent_orchestra.core.routing import terms
 from agent_orchestra.core.values import JsonObject
-from agent_orchestra.errors import Fault, InvalidAgent
+from agent_orchestra.errors import AttachmentNotSupported, Fault, InvalidAgent
 from agent_orchestra.runtime.executor import Call, Emit, Instance
 
 __all__ = ["OfflineBackend", "OfflineKind"]
@@ -96,6 +96,9 @@ class OfflineBackend:
         self._index: Any = None
 
     async def run(self, call: Call, emit: Emit) -> Reply:
+        if call.attachments:
+            media_type = call.attachments[0].media_type
+            raise AttachmentNotSupported("an agent that answers offline reads text only", media_type=media_type)
         # The library and the index come with the first question: numpy is slow to import.
         found = await asyncio.to_thread(self._found, call.content) if self._index is None else self._found(call.content)
         if found:

@@ -185,6 +185,7 @@ class Executor:
         attempts: list[Attempt] = []
         tried: list[Instance] = []
         following: Instance | None = instance
+        errors: list[RunFailed] = []
         reply: Reply | None = None
         error: RunFailed | None = None
         try:
@@ -201,8 +202,11 @@ class Executor:
                         error=error.code if error else None,
                     )
                 )
-                if error is not None and error.elsewhere and not teller.length and time.perf_counter() < deadline:
-                    following = self._reserved(call.agent, pool, tried=tried)
+                if error is not None and error.elsewhere and not teller.length:
+                    errors.append(error)
+                    error = _most_telling(errors)
+                    if time.perf_counter() < deadline:
+                        following = self._reserved(call.agent, pool, tried=tried)
         finally:
             told = teller.close()
         pool.failures_in_row = pool.failures_in_row + 1 if error else 0
@@ -247,6 +251,11 @@ class Executor:
         instance.in_flight -= 1
         if not task.cancelled():
             task.exception()
+
+
+def _most_telling(errors: Sequence[RunFailed]) -> RunFailed:
+    """Of the errors of instances that were tried one after the other: what mends by itself, and what mends soonest."""
+    return min(errors, key=lambda error: (not error.retryable, error.retry_after or 0.0))
 
 
 def _judged(reply: Reply, teller: _Teller) -> tuple[Reply | None, RunFailed | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
@@ -125,7 +126,9 @@ def _faults(given: JsonObject) -> Iterator[Fault]:
     known = ("instructions", "model", "models", "tools", "output_schema", "offline", *_NUMBERS)
     for name in given:
         if name not in known:
-            yield Fault(path=f"settings.{name}", message=f"is not known for prompts; known: {', '.join(known)}")
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+            yield Fault(path=f"settings.{name}", message=f"is not known for prompts; {hint}")
     if not isinstance(given.get("instructions", ""), str):
         yield Fault(path="settings.instructions", message="must be a text")
     for name, (least, most, whole) in _NUMBERS.items():

@@ -1,4 +1,4 @@
-"""What a vendor's error means, decided by its status and its codes. What it says in words is never looked at.
+"""What a vendor's error means, decided by its status and its codes, never by what it says in words.
 
 Sources: Anthropic, "Errors" (platform.claude.com/docs/en/api/errors); OpenAI, "Error codes"
 (platform.openai.com/docs/guides/error-codes); Google, ``google.rpc.Code`` with ``ErrorInfo``, ``RetryInfo`` and
@@ -7,11 +7,13 @@ Sources: Anthropic, "Errors" (platform.claude.com/docs/en/api/errors); OpenAI, "
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from agent_orchestra.adapters.models.limiter import delay_of
+from agent_orchestra.core.values import cleaned
 from agent_orchestra.errors import (
     ContentRefused,
     ContextTooLong,
@@ -73,6 +75,11 @@ _BY_STATUS: Final[Mapping[int, type[ModelFailed]]] = {
 _VAGUE: Final = frozenset({"api_error", "server_error", "internal_error", "INTERNAL", "UNKNOWN", "FAILED_PRECONDITION"})
 
 
+_LIKE_A_KEY: Final = re.compile(r"\b(?:sk|pk|rk|key|AIza|Bearer)[-_ ]?[A-Za-z0-9_*.-]{8,}")
+_MOST_SAID: Final = 500
+_CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,60}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
     """A vendor's error, as it came: ``status`` of HTTP (none inside a stream), ``body`` as JSON, lower-case headers."""
@@ -96,10 +103,20 @@ def kind_of(refusal: Refusal) -> tuple[type[ModelFailed], str | None, float | No
 
 
 def failure(
-    refusal: Refusal, *, provider: str, model: str, key_hint: str, vendor_request_id: str | None = None
+    refusal: Refusal,
+    *,
+    provider: str,
+    model: str,
+    key_hint: str,
+    key: str | None = None,
+    vendor_request_id: str | None = None,
 ) -> ModelFailed:
-    """The error of ours for a vendor's. ``key_hint`` says where the key comes from."""
+    """The error of ours for a vendor's. ``key_hint`` says where the key comes from; the ``key`` is never told."""
     kind, code, delay = kind_of(refusal)
+    if code and key and key in code:
+        code = None
+    # Only of a request that is wrong does nobody but the vendor know what is wrong with it.
+    said = _sentence(refusal.body, key) if kind is ModelRequestInvalid else None
     return refusal_of(
         kind,
         provider=provider,
@@ -108,8 +125,19 @@ def failure(
         status=refusal.status,
         vendor_code=code,
         retry_after=delay,
+        vendor_message=said,
         vendor_request_id=vendor_request_id,
     )
+
+
+def _sentence(body: object, key: str | None) -> str | None:
+    """What the vendor says, without what is or looks like a key."""
+    said = _error_in(body).get("message")
+    if not isinstance(said, str) or not said.strip():
+        return None
+    if key:
+        said = said.replace(key, "[key]")
+    return cleaned(_LIKE_A_KEY.sub("[key]", said))[:_MOST_SAID]
 
 
 def refusal_of(
@@ -121,6 +149,8 @@ def refusal_of(
     told = [str(known[name]) for name in ("status", "vendor_code") if name in known]
     if told:
         sentence = f"{sentence} ({', '.join(told)})"
+    if "vendor_message" in known:
+        sentence = f"{sentence}: {known['vendor_message']}"
     if "retry_after" in known:
         sentence = f"{sentence}; it asks to wait {known['retry_after']:g} s"
     return kind(sentence, provider=provider, model=model, **known)
@@ -173,12 +203,12 @@ def _error_in(body: object) -> Mapping[str, Any]:
 
 def _codes_in(error: Mapping[str, Any]) -> Iterator[str]:
     """The most exact first: the reason of a detail, the code, the status, the type."""
-    for detail in _details(error, "ErrorInfo"):
-        if isinstance(reason := detail.get("reason"), str):
-            yield reason
-    for name in ("code", "status", "type"):
-        if isinstance(given := error.get(name), str) and given != "error":
-            yield given
+    given: list[object] = [detail.get("reason") for detail in _details(error, "ErrorInfo")]
+    given.extend(error.get(name) for name in ("code", "status", "type"))
+    for code in given:
+        # What is no word may be a sentence, which may quote anything.
+        if isinstance(code, str) and _CODE.fullmatch(code) and code != "error":
+            yield code
 
 
 def _details(error: Mapping[str, Any], kind: str) -> Iterator[Mapping[str, Any]]:

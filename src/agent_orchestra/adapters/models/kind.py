@@ -10,7 +10,13 @@ from functools import partial
 from agent_orchestra.adapters.models.backend import PromptBackend, vendor_model
 from agent_orchestra.adapters.models.definition import PromptSettings, checked, schema
 from agent_orchestra.adapters.models.providers import Provider, Providers
-from agent_orchestra.adapters.models.tools import McpServer, check_callers, faults_in_signatures, functions_of
+from agent_orchestra.adapters.models.tools import (
+    McpServer,
+    check_callers,
+    faults_in_signatures,
+    functions_of,
+    missing_variables,
+)
 from agent_orchestra.adapters.models.vendors import ModelName, parse
 from agent_orchestra.core.agent import Agent
 from agent_orchestra.core.prompt import Prompt
@@ -58,6 +64,7 @@ class PromptKind:
                 )
         if any(isinstance(tool, McpServer) for tool in settings.tools) and not _has_mcp():
             faults.append(Fault(path="settings.tools", message="MCP needs: pip install 'agent-orchestra[mcp]'"))
+        faults.extend(missing_variables(settings.tools))
         named = [(name, self._providers[name.vendor.name]) for name in settings.models]
         usable = [(name, provider) for name, provider in named if provider.has_key]
         faults.extend(
@@ -101,12 +108,14 @@ class PromptKind:
 
 def _faults_of_use(settings: PromptSettings, functions: Sequence[Callable[..., object] | None]) -> list[Fault]:
     """What only shows when tools and schema are made into what pydantic-ai takes."""
+    from pydantic import TypeAdapter
     from pydantic_ai import StructuredDict
 
     faults = list(faults_in_signatures(settings.tools, functions))
     if settings.output_schema is not None:
         try:
-            StructuredDict(dict(settings.output_schema), name="output")
+            # pydantic-ai finds some faults when it makes the class, and others when it uses it.
+            TypeAdapter(StructuredDict(dict(settings.output_schema), name="output")).json_schema()
         except Exception as error:  # noqa: BLE001  whatever a schema does to whoever reads it
             message = f"cannot be asked of a model ({type(error).__name__}); it must not refer to itself"
             faults.append(Fault(path="settings.output_schema", message=message))

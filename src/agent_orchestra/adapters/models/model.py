@@ -100,7 +100,8 @@ class VendorModel(WrapperModel):
             async with self.vendor.limiter.place(self.asked):
                 yield current
         except ModelFailed as error:
-            if isinstance(error, ModelRateLimited) and "status" in error.data:
+            if isinstance(error, ModelRateLimited) and {"status", "vendor_code"} & set(error.data):
+                # The vendor says so, not the limiter itself.
                 self.vendor.limiter.refused(self.asked, error.retry_after)
             self.vendor.last_error = error.code
             raise
@@ -111,33 +112,36 @@ class VendorModel(WrapperModel):
 
     @contextmanager
     def _translated(self, *, streaming: bool) -> Generator[None]:
-        """``streaming``: the answer has begun, so what breaks now breaks an answer off."""
+        """``streaming``: the answer has begun, so what breaks now breaks an answer off.
+
+        A vendor's own error is not kept as the cause: what it says may quote the key, and causes are logged.
+        """
         try:
             yield
         except OrchestraError:
             raise
         except ModelHTTPError as error:
-            raise self._failure(_refusal(error)) from error
-        except ContentFilterError as error:
-            raise self._refusal(ContentRefused) from error
+            raise self._failure(_refusal(error)) from None
+        except ContentFilterError:
+            raise self._refusal(ContentRefused) from None
         except (ModelTimeoutError, ModelRequestTimeout) as error:
-            kind = StreamBroken if streaming else ModelTimeout
-            raise self._refusal(kind if _is_timeout(error) else ModelUnreachable) from error
-        except ModelConnectionError as error:
-            raise self._refusal(StreamBroken if streaming else ModelUnreachable) from error
+            kind = ModelTimeout if _is_timeout(error) else ModelUnreachable
+            raise self._refusal(StreamBroken if streaming else kind) from None
+        except ModelConnectionError:
+            raise self._refusal(StreamBroken if streaming else ModelUnreachable) from None
         except ModelAPIError as error:
             if error.body is not None or error.provider_error_code is not None:
-                raise self._failure(_refusal(error)) from error
-            raise self._refusal(StreamBroken if streaming else ModelServerError) from error
+                raise self._failure(_refusal(error)) from None
+            raise self._refusal(StreamBroken if streaming else ModelServerError) from None
         except UserError as error:
             # What pydantic-ai finds wrong with a request before it is sent.
             raise self._refusal(ModelRequestInvalid) from error
+        except (OSError, TimeoutError) as error:
+            kind = ModelTimeout if isinstance(error, TimeoutError) else ModelUnreachable
+            raise self._refusal(StreamBroken if streaming else kind) from None
         except (AgentRunError, ValueError, TypeError, LookupError, AttributeError) as error:
             # An answer of a form that nobody expects breaks whoever reads it.
             raise self._refusal(StreamBroken if streaming else ModelServerError) from error
-        except (OSError, TimeoutError) as error:
-            kind = ModelTimeout if isinstance(error, TimeoutError) else ModelUnreachable
-            raise self._refusal(StreamBroken if streaming else kind) from error
 
     def _check(self, response: ModelResponse, *, streamed: bool = False) -> None:
         """Lets through only an answer that is whole."""
@@ -161,6 +165,7 @@ class VendorModel(WrapperModel):
             provider=self.vendor.name,
             model=self.asked,
             key_hint=self.vendor.key_hint,
+            key=self.vendor.config.api_key,
             vendor_request_id=self._request_id(),
         )
 

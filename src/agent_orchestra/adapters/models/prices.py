@@ -34,7 +34,8 @@ def cost_of(
         cost = _calculated(usage, provider, model, tier)
     else:
         cost = sum(map(float.__mul__, rates, map(float, (plain, usage.output_tokens, read, written))))
-    return (None, None) if cost is None else (cost, _list_date())
+    # A trillionth of a dollar is noise of the arithmetic.
+    return (None, None) if cost is None else (round(cost, 12), _list_date())
 
 
 def _has_audio(usage: RequestUsage) -> bool:

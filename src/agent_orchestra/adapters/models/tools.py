@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from agent_orchestra.adapters.code import (
 )
 from agent_orchestra.adapters.models.schemas import OBJECT_SCHEMA, faults_in_schema, mismatch
 from agent_orchestra.core.values import Json, JsonObject, cleaned
-from agent_orchestra.errors import AgentFailed, Fault, Forbidden, MissingExtra
+from agent_orchestra.errors import AgentFailed, Fault, Forbidden, MissingExtra, RunFailed
 
 if TYPE_CHECKING:
     from pydantic_ai.tools import Tool
@@ -36,12 +38,16 @@ __all__ = [
     "faults_in_signatures",
     "functions_of",
     "made",
+    "missing_variables",
     "read",
 ]
 
 #: What all vendors take for the name of a function.
 _TOOL_NAME: Final = "^[a-zA-Z_][a-zA-Z0-9_-]{0,63}$"
 _TOOL_FORM: Final = re.compile(_TOOL_NAME[1:-1])
+_HEADER: Final = "^[A-Za-z0-9_-]{1,100}$"
+_VARIABLE: Final = "^[A-Za-z_][A-Za-z0-9_]{0,200}$"
+_REFERENCE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 TOOLS_SCHEMA: Final[JsonObject] = {
     "description": "Functions as 'module:function', and MCP servers.",
     "type": "array",
@@ -84,6 +90,18 @@ TOOLS_SCHEMA: Final[JsonObject] = {
                         ],
                     },
                     "prefix": {"type": "string", "pattern": "^[a-zA-Z_][a-zA-Z0-9_-]{0,30}$"},
+                    "headers": {
+                        "description": "Sent to a URL. ${NAME} is the variable of the environment.",
+                        "type": "object",
+                        "propertyNames": {"pattern": _HEADER},
+                        "additionalProperties": {"type": "string", "pattern": "^[ -~]*$", "maxLength": 4_000},
+                    },
+                    "env": {
+                        "description": "Variables of the environment that a command is given.",
+                        "type": "array",
+                        "items": {"type": "string", "pattern": _VARIABLE},
+                        "maxItems": 64,
+                    },
                 },
                 "required": ["mcp"],
                 "additionalProperties": False,
@@ -110,10 +128,20 @@ class FunctionTool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McpServer:
-    """``where``: a URL, or a command with its arguments. ``prefix`` stands before the names of its tools."""
+    """``where``: a URL, or a command with its arguments. ``prefix`` stands before the names of its tools.
+
+    Secrets are named and not held: ``${NAME}`` in a header, and each of ``env``, is a variable of the environment.
+    """
 
     where: str | Sequence[str]
     prefix: str | None
+    headers: Mapping[str, str]
+    env: Sequence[str]
+
+    @property
+    def variables(self) -> Sequence[str]:
+        """The variables that it needs."""
+        return [*self.env, *(name for text in self.headers.values() for name in _REFERENCE.findall(text))]
 
 
 ToolDefinition: TypeAlias = FunctionTool | McpServer
@@ -147,7 +175,12 @@ def _tool(given: Json) -> ToolDefinition:
         return FunctionTool(target=given, name=None, description=None, parameters=None)
     fields = cast("Mapping[str, Any]", given)
     if "mcp" in fields:
-        return McpServer(where=fields["mcp"], prefix=fields.get("prefix"))
+        return McpServer(
+            where=fields["mcp"],
+            prefix=fields.get("prefix"),
+            headers=fields.get("headers", {}),
+            env=fields.get("env", ()),
+        )
     return FunctionTool(
         target=fields["function"],
         name=fields.get("name"),
@@ -163,12 +196,13 @@ def _faults(given: Json, path: str) -> Iterator[Fault]:
     if not isinstance(given, Mapping):
         yield Fault(path=path, message="must be 'module:function', or an object with 'function' or with 'mcp'")
         return
-    known = ("mcp", "prefix") if "mcp" in given else ("function", "name", "description", "parameters")
+    known = ("mcp", "prefix", "headers", "env") if "mcp" in given else ("function", "name", "description", "parameters")
     for name in given:
         if name not in known:
             yield Fault(path=f"{path}.{name}", message=f"is not known here; known: {', '.join(known)}")
     if "mcp" in given:
         yield from _faults_in_server(given["mcp"], f"{path}.mcp")
+        yield from _faults_in_secrets(given, path)
         prefix = given.get("prefix")
         if prefix is not None and not (isinstance(prefix, str) and _TOOL_FORM.fullmatch(prefix) and len(prefix) <= 31):
             yield Fault(path=f"{path}.prefix", message="must be 1 to 31 letters, digits, '_' or '-', a letter first")
@@ -196,6 +230,28 @@ def _faults_in_server(given: Json, path: str) -> Iterator[Fault]:
         yield Fault(path=path, message="must be a URL, or a command as a list of 1 to 64 words")
     elif not all(isinstance(word, str) and 1 <= len(word) <= 2_000 for word in given):
         yield Fault(path=path, message="must be a command as a list of words")
+
+
+def _faults_in_secrets(given: Mapping[str, Json], path: str) -> Iterator[Fault]:
+    headers, env = given.get("headers", {}), given.get("env", ())
+    if not isinstance(headers, Mapping) or not all(
+        re.fullmatch(_HEADER[1:-1], name) and isinstance(text, str) and re.fullmatch("[ -~]{0,4000}", text)
+        for name, text in headers.items()
+    ):
+        yield Fault(path=f"{path}.headers", message="must be an object of names of headers and texts")
+    if isinstance(env, str) or not isinstance(env, Sequence) or len(env) > 64:
+        yield Fault(path=f"{path}.env", message="must be a list of at most 64 names of variables")
+    elif not all(isinstance(name, str) and re.fullmatch(_VARIABLE[1:-1], name) for name in env):
+        yield Fault(path=f"{path}.env", message="must be a list of names of variables")
+
+
+def missing_variables(tools: Sequence[ToolDefinition]) -> Iterator[Fault]:
+    """The variables that servers need and that the environment does not have."""
+    for number, tool in enumerate(tools):
+        if isinstance(tool, McpServer):
+            for name in tool.variables:
+                if name not in os.environ:
+                    yield Fault(path=f"settings.tools.{number}", message=f"the variable {name} is not set")
 
 
 def check_callers(tools: Sequence[ToolDefinition], modules: frozenset[str]) -> None:
@@ -283,7 +339,7 @@ def _function_tool(definition: FunctionTool, function: Callable[..., Any], used:
             else:
                 given = await in_thread(partial(function, *positional, **arguments))
                 given = await given if inspect.isawaitable(given) else given
-        except ModelRetry:
+        except (ModelRetry, RunFailed):
             # A tool that knows pydantic-ai may ask the model to call it otherwise.
             raise
         except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
@@ -302,8 +358,8 @@ def _storable(name: str, given: object) -> Json:
     from pydantic_core import to_jsonable_python
 
     try:
-        value: Json = to_jsonable_python(given)
-        return cleaned(value) if isinstance(value, str) else value
+        plain = json.dumps(to_jsonable_python(given), ensure_ascii=False, allow_nan=False)
+        return cast("Json", json.loads(cleaned(plain)))
     except (ValueError, TypeError, RecursionError) as error:
         kind = type(given).__name__
         raise AgentFailed(f"tool '{name}' gave back {kind}, which is no JSON", cause="tool_result_not_json") from error
@@ -320,8 +376,13 @@ def _server(definition: McpServer, used: Callable[[], None]) -> AbstractToolset[
         used()
         return await call_tool(name, arguments)
 
-    where: Any = definition.where
-    if not isinstance(where, str):
-        where = StdioTransport(command=where[0], args=list(where[1:]))
-    toolset: AbstractToolset[object] = MCPToolset(where, process_tool_call=call)
+    where = definition.where
+    if isinstance(where, str):
+        headers = {k: _REFERENCE.sub(lambda m: os.environ[m[1]], text) for k, text in definition.headers.items()}
+        toolset: AbstractToolset[object] = MCPToolset(where, headers=headers, process_tool_call=call)
+    else:
+        given = {name: os.environ[name] for name in definition.env}
+        # The process lives as long as an answer needs it, so that none is left behind.
+        transport = StdioTransport(command=where[0], args=list(where[1:]), env=given or None, keep_alive=False)
+        toolset = MCPToolset(transport, process_tool_call=call)
     return toolset.prefixed(definition.prefix) if definition.prefix else toolset

@@ -31,7 +31,9 @@ class Vendor:
     name: str
     extra: str
     packages: tuple[str, ...]
+    #: Of the environment, by their usual names: those of the key, and that of the address.
     variables: tuple[str, ...]
+    base_url_variable: str | None = None
     base_url: str
     ping: str
     #: Of the key, and whether it stands behind the word Bearer.
@@ -60,6 +62,7 @@ VENDORS: Final[Mapping[str, Vendor]] = {
             extra="anthropic",
             packages=("anthropic", "aiohttp"),
             variables=("ANTHROPIC_API_KEY",),
+            base_url_variable="ANTHROPIC_BASE_URL",
             base_url="https://api.anthropic.com",
             ping="/v1/models?limit=1",
             header="x-api-key",
@@ -70,6 +73,7 @@ VENDORS: Final[Mapping[str, Vendor]] = {
             extra="openai",
             packages=("openai", "aiohttp"),
             variables=("OPENAI_API_KEY",),
+            base_url_variable="OPENAI_BASE_URL",
             base_url="https://api.openai.com/v1",
             ping="/models",
             header="authorization",
@@ -81,6 +85,7 @@ VENDORS: Final[Mapping[str, Vendor]] = {
             extra="google",
             packages=("google.genai",),
             variables=("GOOGLE_API_KEY", "GEMINI_API_KEY"),
+            base_url_variable="GOOGLE_GEMINI_BASE_URL",
             base_url="https://generativelanguage.googleapis.com",
             ping="/v1beta/models?pageSize=1",
             header="x-goog-api-key",
