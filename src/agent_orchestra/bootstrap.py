@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -21,6 +23,7 @@ from agent_orchestra.adapters.sql.conversations import SqlConversationStore
 from agent_orchestra.adapters.sql.database import Database, open_database, schema_differences
 from agent_orchestra.adapters.sql.keys import SqlKeyStore
 from agent_orchestra.adapters.sql.runlog import SqlRunLog
+from agent_orchestra.errors import ConfigurationError
 from agent_orchestra.runtime.conversations import Conversations, Turns
 from agent_orchestra.runtime.dispatcher import Dispatcher
 from agent_orchestra.runtime.executor import Executor
@@ -117,16 +120,30 @@ def _providers(settings: Settings) -> Providers:
     configs: dict[str, ProviderConfig] = {}
     for name, vendor in VENDORS.items():
         given = getattr(settings.providers, name)
-        key = given.api_key.get_secret_value() if given.api_key else None
+        secret = given.api_key.get_secret_value() if given.api_key else None
         found = map(os.environ.get, vendor.variables)
+        key = next((text for text in map(str.strip, filter(None, (secret, *found))) if text), None)
+        if key is not None and not re.fullmatch("[!-~]+", key):
+            raise ConfigurationError(f"the key for {name} has characters that no key has; set it anew")
+        base_url = given.base_url or os.environ.get(vendor.base_url_variable or "") or None
+        if base_url is not None and not _is_url(base_url):
+            raise ConfigurationError(f"the address of {name} is none; write it as in 'https://host/v1'")
         configs[name] = ProviderConfig(
-            api_key=next((text for text in map(str.strip, filter(None, (key, *found))) if text), None),
-            base_url=given.base_url or os.environ.get(vendor.base_url_variable or "") or None,
+            api_key=key,
+            base_url=base_url,
             timeout=given.timeout,
             max_concurrency=given.max_concurrency,
             max_wait=given.max_wait,
         )
     return Providers(configs)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 def _assembled(

@@ -186,7 +186,7 @@ def _ask_model(
     model: str, content: str, attachments: Sequence[Attachment], config: Path | None, *, as_json: bool
 ) -> None:
     from agent_orchestra.bootstrap import open_models
-    from agent_orchestra.core.prompt import Prompt, Wrote
+    from agent_orchestra.core.prompt import Prompt, Wrote, check_prompt
     from agent_orchestra.core.request import reply_json
 
     def show(text: str) -> None:
@@ -196,6 +196,7 @@ def _ask_model(
     async def run() -> None:
         text = _standard_input() if content == "-" else content
         prompt = Prompt(turns=[Wrote(content=text, attachments=attachments)])
+        check_prompt(prompt)
         async with open_models(_settings(config, None)) as models:
             reply = await models.ask(model, prompt, None if as_json else show)
         if as_json:

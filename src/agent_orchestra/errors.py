@@ -281,7 +281,8 @@ class ModelFailed(RunFailed):
     """A model gave no answer.
 
     ``data`` holds, as far as they are known: ``provider``, ``model``, ``status`` (of HTTP), ``vendor_code``,
-    ``vendor_request_id`` and ``retry_after`` (seconds). The vendor's own sentence is never in it: it may quote a key.
+    ``vendor_request_id`` and ``retry_after`` (seconds). The vendor's own sentence, which may quote a key, is only in
+    that of :class:`ModelRequestInvalid`, as ``vendor_message``, without what looks like one.
     """
 
     code = "model_failed"

@@ -167,7 +167,7 @@ class UsageOut(_Out):
     cost_usd: float | None
     """None where it is not known."""
     price_date: str | None
-    """When the price was last checked."""
+    """Of the price list."""
 
 
 class ToolCallOut(_Out):
@@ -298,7 +298,7 @@ class Page(_Out, Generic[T]):
 class ProviderOut(_Out):
     name: str
     configured: bool
-    """Whether there is a key for it."""
+    """Whether there is a key for it, or, for a server of one's own, an address."""
     installed: bool
     """Whether the extra that it needs is installed."""
     reachable: bool | None

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from agent_orchestra.core.message import Attachment, Author, Message
-from agent_orchestra.core.request import ToolCall
+from agent_orchestra.core.request import ToolCall, check
 from agent_orchestra.core.values import JsonObject
 
-__all__ = ["Noted", "Prompt", "Said", "ToolResult", "ToolSpec", "Turn", "Wrote", "turns_of"]
+__all__ = ["Noted", "Prompt", "Said", "ToolResult", "ToolSpec", "Turn", "Wrote", "check_prompt", "turns_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +72,22 @@ class Prompt:
     max_tokens: int | None = None
 
 
+def check_prompt(prompt: Prompt) -> None:
+    """Raises :class:`InvalidInput` unless the last turn asks something, as that of a request must."""
+    last = prompt.turns[-1] if prompt.turns else Wrote(content="")
+    if isinstance(last, Wrote):
+        check(last.content, attachments=last.attachments)
+
+
 def turns_of(history: Iterable[Message]) -> list[Turn]:
-    """The turns that the messages of a conversation are. One without text is left out: no vendor takes it."""
-    return [_turn(message) for message in history if message.content.strip()]
+    """The turns that the messages of a conversation are.
+
+    Left out is what no vendor takes: a message without text, and answers before the first question, as a window on a
+    long conversation may begin with.
+    """
+    turns = [_turn(message) for message in history if message.content.strip()]
+    first = next((number for number, turn in enumerate(turns) if isinstance(turn, Wrote)), len(turns))
+    return [turn for number, turn in enumerate(turns) if number > first or not isinstance(turn, Said)]
 
 
 def _turn(message: Message) -> Turn:

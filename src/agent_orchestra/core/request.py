@@ -102,7 +102,7 @@ class Usage:
 
     ``input_tokens`` is the whole prompt, what was read from and written to the vendor's cache included;
     ``output_tokens`` is all that was generated, reasoning included. ``cost_usd`` is none where no price is known, and
-    ``price_date`` (ISO 8601) says when that price was last checked.
+    ``price_date`` (ISO 8601) is that of the price list.
     """
 
     input_tokens: int = 0

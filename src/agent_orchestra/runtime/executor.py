@@ -62,13 +62,15 @@ def _never() -> bool:
 class Instance:
     """One place where an agent runs, with what is known of it now.
 
-    ``rank``: 0 is preferred; higher ones stand by. ``paused`` tells whether a call would have to wait there, as behind
-    a vendor's rate limit.
+    ``rank``: 0 is preferred; higher ones stand by. ``repeatable``: a call that was cut off may be made once more, by
+    another instance, since it has no effects. ``paused`` tells whether a call would have to wait there, as behind a
+    vendor's rate limit.
     """
 
     id: str
     backend: Backend
     rank: int = 0
+    repeatable: bool = False
     paused: Callable[[], bool] = _never
     in_flight: int = 0
 
@@ -119,6 +121,18 @@ class _Teller:
     def close(self) -> str:
         self._open = False
         return "".join(self.pieces)
+
+
+class _Voice:
+    """What one instance tells; of one that was given up nothing is heard any more, whenever it ends."""
+
+    def __init__(self, teller: _Teller) -> None:
+        self._teller = teller
+        self.silenced = False
+
+    def __call__(self, piece: str) -> None:
+        if not self.silenced:
+            self._teller(piece)
 
 
 def _too_long(most: int) -> AgentFailed:
@@ -217,7 +231,8 @@ class Executor:
     ) -> tuple[Reply | None, RunFailed | None]:
         if call.agent.limits.timeout is not None:
             seconds = min(seconds, call.agent.limits.timeout)
-        task = asyncio.create_task(instance.backend.run(call, teller))
+        voice = _Voice(teller)
+        task = asyncio.create_task(instance.backend.run(call, voice))
         self._calls.add(task)
         task.add_done_callback(lambda done: self._ended(done, instance))
         try:
@@ -226,8 +241,11 @@ class Executor:
             task.cancel()
             raise
         if not done:
+            voice.silenced = True
             task.cancel()
-            return None, DeadlineExceeded(f"agent '{call.agent.id}' did not answer within {seconds:.3g} s")
+            late = DeadlineExceeded(f"agent '{call.agent.id}' did not answer within {seconds:.3g} s")
+            late.elsewhere = instance.repeatable
+            return None, late
         if task.cancelled():
             return None, AgentFailed(f"agent '{call.agent.id}' gave up its own call", cause="cancelled")
         if isinstance(raised := task.exception(), RunFailed):

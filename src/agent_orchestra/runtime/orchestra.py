@@ -12,7 +12,7 @@ from typing import Protocol
 from agent_orchestra.core.agent import ID_RULE, Agent, Filter, Status, SystemHealth, is_id, system_health
 from agent_orchestra.core.conversation import Conversation, InputPolicy
 from agent_orchestra.core.message import Attachment, Author, Message
-from agent_orchestra.core.prompt import Prompt, Wrote
+from agent_orchestra.core.prompt import Prompt, Wrote, check_prompt
 from agent_orchestra.core.request import Answer, Record, Reply, Request, check
 from agent_orchestra.core.stream import StreamEvent
 from agent_orchestra.core.values import Json, JsonObject
@@ -259,6 +259,7 @@ class Orchestra:
         Raises :class:`InvalidInput` for a name that is none, and :class:`ModelFailed`.
         """
         prompt = content if isinstance(content, Prompt) else Prompt(turns=[Wrote(content=content)])
+        check_prompt(prompt)
         return await self._models.ask(model, prompt, emit)
 
     async def get_providers(self, *, fresh: bool = False) -> Sequence[ProviderStatus]:

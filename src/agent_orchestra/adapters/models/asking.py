@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Iterable
@@ -31,19 +32,19 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
 from agent_orchestra.adapters.models.failures import refusal_of
-from agent_orchestra.adapters.models.model import VendorModel, reply_of
-from agent_orchestra.adapters.models.schemas import matching
+from agent_orchestra.adapters.models.model import ListenerFailed, VendorModel, reply_of
+from agent_orchestra.adapters.models.schemas import compiled, matching
 from agent_orchestra.core.message import Attachment
 from agent_orchestra.core.prompt import Noted, Prompt, Said, ToolResult, Turn, Wrote
 from agent_orchestra.core.request import Reply
-from agent_orchestra.errors import AttachmentNotSupported, ContextTooLong
+from agent_orchestra.errors import AttachmentNotSupported, ContextTooLong, OrchestraError
 from agent_orchestra.runtime.executor import Emit
 
 __all__ = ["ask", "messages_of", "settings_of", "text_of", "user_content"]
 
-#: No tokenizer in use makes fewer tokens than there are such pieces: none joins words over a space, and none of their
-#: vocabularies has words much longer. So the count is a floor, never an estimate.
-_PIECE: Final = re.compile(r"\S{1,16}")
+#: No tokenizer in use makes fewer tokens than there are such pieces: none joins words over a space, and tokens that are
+#: longer than this are runs of one character. So the count is a floor, not an estimate.
+_PIECE: Final = re.compile(r"\S{1,64}")
 _WHOLE_TOKENS: Final = 16_384
 _NO_PARAMETERS: Final = ModelRequestParameters()
 
@@ -68,7 +69,12 @@ async def ask(model: VendorModel, prompt: Prompt, emit: Emit | None = None) -> R
             if first is None and isinstance(event, PartStartEvent | PartDeltaEvent):
                 first = round((time.perf_counter() - began) * 1_000, 3)
             if text := text_of(event):
-                emit(text)
+                try:
+                    emit(text)
+                except OrchestraError:
+                    raise
+                except Exception as error:
+                    raise ListenerFailed from error
     return _finished(streamed.get(), model, prompt, first)
 
 
@@ -76,8 +82,9 @@ def _finished(response: ModelResponse, model: VendorModel, prompt: Prompt, first
     reply = reply_of(response, model, first_token_ms=first)
     if prompt.output_schema is None or reply.tool_calls:
         return reply
-    value = matching(reply.output, prompt.output_schema, provider=model.vendor.name, model=model.asked)
-    return reply_of(response, model, first_token_ms=first, value=value)
+    schema = compiled(prompt.output_schema)
+    value = matching(reply.output, schema, provider=model.vendor.name, model=model.asked)
+    return dataclasses.replace(reply, value=value)
 
 
 def text_of(event: object) -> str:
@@ -95,9 +102,9 @@ def check(model: VendorModel, prompt: Prompt) -> None:
     for turn in prompt.turns:
         if isinstance(turn, Wrote):
             for attachment in turn.attachments:
-                if not _takes(profile, attachment.media_type):
+                if not _takes(profile, attachment):
                     raise AttachmentNotSupported(
-                        f"'{model.asked}' of {model.vendor.name} takes no part of type '{attachment.media_type}'",
+                        f"'{model.asked}' of {model.vendor.name} takes no such part of type '{attachment.media_type}'",
                         provider=model.vendor.name,
                         model=model.asked,
                         media_type=attachment.media_type,
@@ -115,8 +122,11 @@ def check(model: VendorModel, prompt: Prompt) -> None:
         raise ContextTooLong(f"{error.detail} (at least {least} tokens; it reads {window})", **error.data)
 
 
-def _takes(profile: ModelProfile, media_type: str) -> bool:
+def _takes(profile: ModelProfile, attachment: Attachment) -> bool:
+    media_type = attachment.media_type
     family = media_type.partition("/")[0]
+    if family == "text" and not _is_text(attachment.data):
+        return False
     if family == "image":
         return bool(profile.get("supports_image_input", True))
     if family == "audio":
@@ -129,17 +139,34 @@ def _takes(profile: ModelProfile, media_type: str) -> bool:
     return not documents or media_type in documents
 
 
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def settings_of(prompt: Prompt, profile: ModelProfile) -> ModelSettings | None:
     settings = ModelSettings()
     most = profile.get("anthropic_max_output_tokens")
     if isinstance(most, int) and most > _WHOLE_TOKENS:
         # The SDK does not ask for more in one piece; it would stream behind our back.
         settings["max_tokens"] = _WHOLE_TOKENS
-    if prompt.temperature is not None:
+    if prompt.temperature is not None and _takes_temperature(profile):
         settings["temperature"] = prompt.temperature
     if prompt.max_tokens is not None:
         settings["max_tokens"] = prompt.max_tokens
     return settings or None
+
+
+def _takes_temperature(profile: ModelProfile) -> bool:
+    """Models that reason take none. pydantic-ai leaves it out too, and warns at every call."""
+    if profile.get("anthropic_disallows_sampling_settings"):
+        return False
+    may_stop = profile.get("openai_supports_reasoning_effort_none")
+    reasons = profile.get("thinking_enabled_by_default") or not may_stop
+    return not (profile.get("openai_supports_reasoning") and reasons)
 
 
 def _parameters(prompt: Prompt) -> ModelRequestParameters:
@@ -156,7 +183,7 @@ def _parameters(prompt: Prompt) -> ModelRequestParameters:
 
 
 def messages_of(prompt: Prompt) -> list[ModelMessage]:
-    """The turns as pydantic-ai has them: those of one side that follow each other are one message."""
+    """The turns as pydantic-ai has them: those of the user's side that follow each other are one message."""
     messages: list[ModelMessage] = []
     for turn in prompt.turns:
         if isinstance(turn, Said):

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from agent_orchestra.adapters.models.definition import PromptSettings
+from agent_orchestra.adapters.models.failures import refusal_of
 from agent_orchestra.adapters.models.providers import Provider
-from agent_orchestra.adapters.models.schemas import invalid, mismatch
+from agent_orchestra.adapters.models.schemas import compiled, invalid, mismatch
 from agent_orchestra.adapters.models.tools import made
 from agent_orchestra.adapters.models.vendors import ModelName
 from agent_orchestra.core.prompt import Prompt, Wrote, turns_of
 from agent_orchestra.core.request import Reply
-from agent_orchestra.core.values import Json
-from agent_orchestra.errors import AgentFailed, MissingExtra, ModelFailed, RunFailed, TurnsExhausted
+from agent_orchestra.core.values import Json, faults_in
+from agent_orchestra.errors import AgentFailed, MissingExtra, ModelFailed, ModelServerError, RunFailed, TurnsExhausted
 from agent_orchestra.runtime.executor import Call, Emit
 
 if TYPE_CHECKING:
@@ -92,7 +93,15 @@ class PromptBackend:
             return await self._converse(model, prompt, listening)
         from agent_orchestra.adapters.models.asking import ask
 
-        return await ask(model, prompt, listening)
+        reply = await ask(model, prompt, listening)
+        if reply.tool_calls:
+            raise refusal_of(
+                ModelServerError,
+                provider=self._provider.name,
+                model=self._name.model,
+                vendor_code="tool_not_offered",
+            )
+        return reply
 
     def _prompt(self, call: Call) -> Prompt:
         settings = self._settings
@@ -142,9 +151,10 @@ class PromptBackend:
                     error.elsewhere = False
                 raise
             except UsageLimitExceeded as error:
-                raise self._exhausted(f"used tools for {self._settings.max_turns} turns") from error
+                what = f"used tools for {self._settings.max_turns} turns"
+                raise self._exhausted(what, model, messages) from error
             except UnexpectedModelBehavior as error:
-                raise self._unanswered(messages) from error
+                raise self._unanswered(model, messages) from error
             except Exception as error:
                 # A server of tools that is gone, most of all; its message may hold what nobody else should see.
                 raise AgentFailed(
@@ -173,9 +183,11 @@ class PromptBackend:
             output = NativeOutput(output, name="output")
         agent: Agent[object, Any] = Agent(model, output_type=output, **common)
 
+        expected = compiled(schema)
+
         def validate(value: Json) -> Json:
             # The class that stands for the schema takes any object.
-            if reason := mismatch(value, schema):
+            if reason := mismatch(value, expected) or next(map(str, faults_in("", value)), None):
                 raise ModelRetry(f"The output does not match its schema: {reason}")
             return value
 
@@ -202,31 +214,50 @@ class PromptBackend:
         turns = settings.max_turns if settings.tools else 1
         return turns + (settings.output_retries if settings.output_schema is not None else 0)
 
-    def _exhausted(self, what: str) -> TurnsExhausted:
+    def _exhausted(self, what: str, model: VendorModel, messages: Sequence[ModelMessage]) -> TurnsExhausted:
+        paid = {name: value for name, value in self._paid(model, messages).items() if value is not None}
         return TurnsExhausted(
             f"'{self._name.model}' {what} and came to no answer; look at what the tools of agent '{self._agent_id}' "
             "take and give back, or raise settings.max_turns",
             provider=self._provider.name,
             model=self._name.model,
+            **paid,
         )
 
-    def _unanswered(self, messages: Sequence[ModelMessage]) -> ModelFailed:
+    def _unanswered(self, model: VendorModel, messages: Sequence[ModelMessage]) -> ModelFailed:
         """The model was asked again as often as it may be, and still did not answer as it should."""
         schema = self._settings.output_schema
         if schema is None:
-            return self._exhausted(f"was asked {self._settings.output_retries} times to use its tools as they are")
+            what = f"was asked {self._settings.output_retries} times to use its tools as they are"
+            return self._exhausted(what, model, messages)
         last = next((m for m in reversed(messages) if m.kind == "response"), None)
         output = _text(last) if last else ""
         if last and not output:
             calls = [part for part in last.parts if part.part_kind == "tool-call"]
             output = calls[-1].args_as_json_str() if calls else ""
         try:
-            reason = mismatch(json.loads(output), schema)
+            reason = mismatch(json.loads(output), compiled(schema))
         except ValueError:
             reason = "it is no JSON"
         return invalid(
-            output, reason or "it was not given as asked", provider=self._provider.name, model=self._name.model
+            output,
+            reason or "it was not given as asked",
+            provider=self._provider.name,
+            model=self._name.model,
+            **self._paid(model, messages),
         )
+
+    @staticmethod
+    def _paid(model: VendorModel, messages: Sequence[ModelMessage]) -> dict[str, float | None]:
+        """What turns that came to nothing have used: they are paid for as others are."""
+        from agent_orchestra.adapters.models.model import usage_of
+
+        usage = usage_of([message for message in messages if message.kind == "response"], model)
+        return {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cost_usd": usage.cost_usd,
+        }
 
 
 def _text(response: ModelResponse) -> str:

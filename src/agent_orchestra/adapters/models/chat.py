@@ -10,6 +10,7 @@ from openai.types.chat.chat_completion_message_function_tool_call import (
     ChatCompletionMessageFunctionToolCall as ToolCall,
 )
 from openai.types.chat.chat_completion_message_function_tool_call import Function
+from pydantic_ai.exceptions import UnexpectedModelBehavior
 from pydantic_ai.messages import ModelResponseStreamEvent
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIStreamedResponse
 
@@ -29,6 +30,10 @@ class ChatModel(OpenAIChatModel):
                 function = Function(name=call.name, arguments=call.arguments)
                 choice.message.tool_calls = [ToolCall(id=_ID, type="function", function=function)]
         return super()._validate_completion(response)
+
+    def _missing_finish_reason(self, choice: chat.chat_completion.Choice):  # noqa: ANN202, ARG002  as above
+        # pydantic-ai takes such an answer for a whole one. Gateways send it for an upstream that broke off.
+        raise UnexpectedModelBehavior("the answer has no finish reason")
 
     @property
     def _streamed_response_cls(self) -> type[OpenAIStreamedResponse]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from agent_orchestra.adapters.models.limiter import delay_of
+from agent_orchestra.adapters.models.limiter import delay_of, until
 from agent_orchestra.core.values import cleaned
 from agent_orchestra.errors import (
     ContentRefused,
@@ -49,7 +49,9 @@ _CODES: Final[Mapping[type[ModelFailed], str]] = {
         insufficient_quota billing_error billing_hard_limit_reached billing_not_active credit_balance_exhausted
         organization_spend_limit_exceeded project_spend_limit_exceeded organization_usage_limit_exceeded
         BILLING_DISABLED RESOURCE_QUOTA_EXCEEDED""",
-    ContextTooLong: "context_length_exceeded request_too_large string_above_max_length",
+    ContextTooLong: """
+        context_length_exceeded exceed_context_size_error request_too_large string_above_max_length""",
+    ModelRequestInvalid: "not_supported_error",
     ContentRefused: """
         content_filter content_policy_violation moderation_blocked invalid_prompt cyber_policy
         SAFETY PROHIBITED_CONTENT BLOCKLIST RECITATION SPII""",
@@ -75,7 +77,10 @@ _BY_STATUS: Final[Mapping[int, type[ModelFailed]]] = {
 _VAGUE: Final = frozenset({"api_error", "server_error", "internal_error", "INTERNAL", "UNKNOWN", "FAILED_PRECONDITION"})
 
 
-_LIKE_A_KEY: Final = re.compile(r"\b(?:sk|pk|rk|key|AIza|Bearer)[-_ ]?[A-Za-z0-9_*.-]{8,}")
+#: What begins as keys do, and what is long and has digits among its letters.
+_LIKE_A_KEY: Final = re.compile(
+    r"\b(?:sk|pk|rk|gsk|hf|xai|AIza|ya29)[-_.A-Za-z0-9*]{8,}|\b(?=[\w.*-]*\d)(?=[\w.*-]*[A-Za-z])[\w.*-]{20,}"
+)
 _MOST_SAID: Final = 500
 _CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 
@@ -96,8 +101,8 @@ def kind_of(refusal: Refusal) -> tuple[type[ModelFailed], str | None, float | No
     delay = delay_of(refusal.headers)
     if delay is None:
         delay = _delay_in(error)
-    kind, code = _decided(refusal.status, codes)
-    if kind is ModelRateLimited and delay is None and _never_mends(error):
+    kind, code = _decided(refusal.status or _status_in(error), codes)
+    if kind is ModelRateLimited and delay is None and _never_mends(refusal, error):
         kind = ModelQuotaExhausted
     return kind, code, delay
 
@@ -132,7 +137,8 @@ def failure(
 
 def _sentence(body: object, key: str | None) -> str | None:
     """What the vendor says, without what is or looks like a key."""
-    said = _error_in(body).get("message")
+    error = _error_in(body)
+    said = next((error[name] for name in ("message", "error", "detail") if isinstance(error.get(name), str)), None)
     if not isinstance(said, str) or not said.strip():
         return None
     if key:
@@ -159,7 +165,7 @@ def refusal_of(
 _SENTENCES: Final[Mapping[type[ModelFailed], str]] = {
     ModelAuthenticationFailed: "{provider} does not accept the key that is set; check {key}",
     ModelPermissionDenied: "the key for {provider} may not do this with '{model}'; see its permissions and its region",
-    ModelNotFound: "{provider} has no model '{model}' for this key; check its name",
+    ModelNotFound: "{provider} has no model '{model}' for this key; check its name, and providers.{provider}.base_url",
     ModelRequestInvalid: "{provider} does not take this request for '{model}'",
     ContextTooLong: "the request is longer than '{model}' of {provider} can read; shorten it, or choose another model",
     ContentRefused: "'{model}' of {provider} refused to answer this",
@@ -207,7 +213,7 @@ def _codes_in(error: Mapping[str, Any]) -> Iterator[str]:
     given.extend(error.get(name) for name in ("code", "status", "type"))
     for code in given:
         # What is no word may be a sentence, which may quote anything.
-        if isinstance(code, str) and _CODE.fullmatch(code) and code != "error":
+        if isinstance(code, str) and _CODE.fullmatch(code) and code != "error" and not code.isdecimal():
             yield code
 
 
@@ -235,13 +241,31 @@ def _delay_in(error: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _never_mends(error: Mapping[str, Any]) -> bool:
+def _status_in(error: Mapping[str, Any]) -> int | None:
+    """The status that servers such as vLLM put into ``code`` where the stream has one of its own."""
+    code = error.get("code")
+    if isinstance(code, str) and code.isdecimal():
+        code = int(code)
+    return code if isinstance(code, int) and 400 <= code < 600 else None
+
+
+def _never_mends(refusal: Refusal, error: Mapping[str, Any]) -> bool:
     """Whether a refusal for the rate, without a time to wait, is one that waiting does not mend.
 
     OpenAI refuses a request that is larger than the limit of tokens a minute with the code of a rate limit and the type
-    ``tokens``; it names no time, since there is none. Google names the quota: one by the day is used up for today.
+    ``tokens``; it names no time, since there is none, and the tokens of the minute are all there. Google names the
+    quota: one by the day is used up for today.
     """
     if error.get("type") == "tokens":
-        return True
-    violations = [v for detail in _details(error, "QuotaFailure") for v in detail.get("violations", ())]
-    return any("PerDay" in str(violation.get("quotaId", "")) for violation in violations)
+        # Inside a stream there are no headers that could name a time.
+        return refusal.status is not None and not until(refusal.headers.get("x-ratelimit-reset-tokens", ""))
+    return any("PerDay" in quota for quota in _quotas_in(error))
+
+
+def _quotas_in(error: Mapping[str, Any]) -> Iterator[str]:
+    for detail in _details(error, "QuotaFailure"):
+        violations = detail.get("violations")
+        if isinstance(violations, Sequence) and not isinstance(violations, str):
+            for violation in cast("Sequence[object]", violations):
+                if isinstance(violation, Mapping):
+                    yield str(cast("Mapping[str, Any]", violation).get("quotaId", ""))

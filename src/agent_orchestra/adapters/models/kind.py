@@ -80,10 +80,14 @@ class PromptKind:
         if faults:
             raise InvalidAgent(agent.id, tuple(faults))
         if usable:
-            return [
+            instances = [
                 self._instance(agent, settings, functions, name, provider, rank)
                 for rank, (name, provider) in enumerate(usable)
             ]
+            if not any(provider.vendor.needs_key for _, provider in usable):
+                # A server of one's own may be up or not; without any key the notes stand by.
+                instances.extend(dataclasses.replace(notes, rank=len(usable)) for notes in standing_in)
+            return instances
         if standing_in:
             return standing_in
         missing = partial(_missing, [provider.missing_key(name.model) for name, provider in named])
@@ -102,6 +106,7 @@ class PromptKind:
             id=str(name),
             backend=PromptBackend(agent.id, provider, name, settings, functions),
             rank=rank,
+            repeatable=not settings.tools,
             paused=partial(provider.limiter.paused, name.model),
         )
 
@@ -117,7 +122,7 @@ def _faults_of_use(settings: PromptSettings, functions: Sequence[Callable[..., o
             # pydantic-ai finds some faults when it makes the class, and others when it uses it.
             TypeAdapter(StructuredDict(dict(settings.output_schema), name="output")).json_schema()
         except Exception as error:  # noqa: BLE001  whatever a schema does to whoever reads it
-            message = f"cannot be asked of a model ({type(error).__name__}); it must not refer to itself"
+            message = f"cannot be asked of a model ({type(error).__name__}), as when it refers to itself"
             faults.append(Fault(path="settings.output_schema", message=message))
     return faults
 
@@ -153,8 +158,12 @@ class VendorModels:
         name = parse(model)
         made = await vendor_model(self._providers[name.vendor.name], name)
         from agent_orchestra.adapters.models.asking import ask
+        from agent_orchestra.adapters.models.model import ListenerFailed
 
-        return await ask(made, prompt, emit)
+        try:
+            return await ask(made, prompt, emit)
+        except ListenerFailed as error:
+            raise error.__cause__ or error from None
 
     async def check(self, *, fresh: bool = False) -> Sequence[ProviderStatus]:
         return await self._providers.check(fresh=fresh)

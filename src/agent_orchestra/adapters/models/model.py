@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 from pydantic_ai.exceptions import (
-    AgentRunError,
     ContentFilterError,
     ModelAPIError,
     ModelConnectionError,
@@ -26,10 +25,11 @@ from agent_orchestra.adapters.models.failures import Refusal, failure, refusal_o
 from agent_orchestra.adapters.models.prices import cost_of
 from agent_orchestra.adapters.models.providers import Exchange, Provider, exchange
 from agent_orchestra.core.request import Generation, Reply, StopReason, ToolCall, Usage
-from agent_orchestra.core.values import Json
+from agent_orchestra.core.values import cleaned
 from agent_orchestra.errors import (
     ContentRefused,
     ModelFailed,
+    ModelOverloaded,
     ModelRateLimited,
     ModelRequestInvalid,
     ModelServerError,
@@ -39,7 +39,12 @@ from agent_orchestra.errors import (
     StreamBroken,
 )
 
-__all__ = ["VendorModel", "reply_of", "usage_of"]
+__all__ = ["ListenerFailed", "VendorModel", "generation_of", "reply_of", "usage_of"]
+
+
+class ListenerFailed(Exception):
+    """Whoever listens to a stream has raised. It is no fault of the vendor's, and is not told as one."""
+
 
 _STOPS: Final = {"stop": StopReason.STOP, "length": StopReason.LENGTH, "tool_call": StopReason.TOOL_CALL}
 
@@ -81,12 +86,11 @@ class VendorModel(WrapperModel):
                 ) as streamed:
                     began = True
                     yield streamed
-            except (OrchestraError, GeneratorExit):
+            except ListenerFailed:
                 raise
-            except Exception as error:
+            except Exception:
                 with self._translated(streaming=began):
                     raise
-                raise error from None
             response = streamed.get()
             self._check(response, streamed=True)
             if current.request_id:
@@ -100,15 +104,18 @@ class VendorModel(WrapperModel):
             async with self.vendor.limiter.place(self.asked):
                 yield current
         except ModelFailed as error:
-            if isinstance(error, ModelRateLimited) and {"status", "vendor_code"} & set(error.data):
-                # The vendor says so, not the limiter itself.
-                self.vendor.limiter.refused(self.asked, error.retry_after)
+            # Not for what the limiter itself has refused.
+            if isinstance(error, ModelRateLimited | ModelOverloaded) and {"status", "vendor_code"} & set(error.data):
+                self.vendor.limiter.refused(self.asked, error)
             self.vendor.last_error = error.code
             raise
         else:
             self.vendor.last_error = None
         finally:
             exchange.reset(token)
+            if current.response is not None and not current.response.is_closed:
+                # Whoever was reading has left in the middle; not every SDK lets go of the connection then.
+                await current.response.aclose()
 
     @contextmanager
     def _translated(self, *, streaming: bool) -> Generator[None]:
@@ -139,7 +146,10 @@ class VendorModel(WrapperModel):
         except (OSError, TimeoutError) as error:
             kind = ModelTimeout if isinstance(error, TimeoutError) else ModelUnreachable
             raise self._refusal(StreamBroken if streaming else kind) from None
-        except (AgentRunError, ValueError, TypeError, LookupError, AttributeError) as error:
+        except Exception as error:
+            current = exchange.get()
+            if current is None or not current.sent:
+                raise self._refusal(ModelRequestInvalid) from error
             # An answer of a form that nobody expects breaks whoever reads it.
             raise self._refusal(StreamBroken if streaming else ModelServerError) from error
 
@@ -208,9 +218,7 @@ def _is_timeout(error: BaseException) -> bool:
     return not by_aiohttp
 
 
-def reply_of(
-    response: ModelResponse, model: VendorModel, *, first_token_ms: float | None = None, value: Json = None
-) -> Reply:
+def reply_of(response: ModelResponse, model: VendorModel, *, first_token_ms: float | None = None) -> Reply:
     """One response as a reply. Raises :class:`ModelServerError` for a call of a tool whose arguments are no JSON."""
     calls: list[ToolCall] = []
     for part in response.parts:
@@ -224,7 +232,6 @@ def reply_of(
             calls.append(ToolCall(id=part.tool_call_id, name=part.tool_name, arguments=arguments))
     return Reply(
         output="".join(part.content for part in response.parts if isinstance(part, TextPart)),
-        value=value,
         tool_calls=tuple(calls),
         usage=usage_of([response], model),
         generation=generation_of(response, model, first_token_ms),
@@ -238,9 +245,9 @@ def generation_of(response: ModelResponse, model: VendorModel, first_token_ms: f
     request_id = _text_in(response.provider_details, _REQUEST_ID) or response.provider_response_id
     return Generation(
         provider=model.vendor.name,
-        model=response.model_name or model.asked,
+        model=cleaned(response.model_name or model.asked),
         stop_reason=StopReason.TOOL_CALL if calls and stop is StopReason.STOP else stop,
-        request_id=request_id,
+        request_id=cleaned(request_id) if request_id else None,
         first_token_ms=first_token_ms,
     )
 

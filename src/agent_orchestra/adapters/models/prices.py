@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
-from functools import cache
+from datetime import UTC, datetime
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _calculated(usage: RequestUsage, provider: str, model: str, tier: str | None
     return float(price.total_price)
 
 
-@cache
+@lru_cache(maxsize=1_024)
 def _rates(provider: str, model: str) -> Sequence[float] | None:
     """Dollars a token: of plain input, output, what was read from a cache, and written to one.
 
@@ -95,12 +95,11 @@ def _list_date() -> str:
     if snapshot.from_auto_update:
         return snapshot.timestamp.date().isoformat()
     today = datetime.now(UTC).date()
-    dated: list[date] = [
-        price.constraint.start_date
+    changes = [
+        change.constraint
         for provider in snapshot.providers
         for model in provider.models
-        if isinstance(model.prices, list)
-        for price in model.prices
-        if isinstance(price.constraint, StartDateConstraint) and price.constraint.start_date <= today
+        for change in (*(model.prices if isinstance(model.prices, list) else ()), *(model.price_variants or ()))
     ]
-    return max(dated).isoformat()
+    starts = [change.start_date for change in changes if isinstance(change, StartDateConstraint)]
+    return max(start for start in starts if start <= today).isoformat()

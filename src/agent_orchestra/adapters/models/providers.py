@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
@@ -14,9 +15,7 @@ from agent_orchestra.adapters.models.limiter import Limiter
 from agent_orchestra.adapters.models.vendors import VENDORS, Api, ModelName, ProviderConfig, Vendor
 from agent_orchestra.errors import (
     MissingExtra,
-    ModelAuthenticationFailed,
     ModelFailed,
-    ModelPermissionDenied,
     ModelTimeout,
     ModelUnreachable,
     ProviderKeyMissing,
@@ -40,7 +39,9 @@ class Exchange:
     """What the headers of a response said, while the call that it belongs to goes on."""
 
     model: str
+    sent: bool = False
     request_id: str | None = None
+    response: httpx2.Response | None = None
 
 
 #: The call that the current task makes. The SDKs keep what we need of a response to themselves; its headers pass here.
@@ -59,6 +60,7 @@ class Provider:
         self._client: _Client | None = None
         self._connecting = asyncio.Lock()
         self._checking = asyncio.Lock()
+        self._check_error: str | None = None
         self._checked: tuple[float, ProviderStatus] | None = None
 
     @property
@@ -108,21 +110,32 @@ class Provider:
                 self._client = await asyncio.to_thread(_client, self)
             return self._client
 
+    async def sent(self, _: httpx2.Request) -> None:
+        """Called before every request."""
+        if current := exchange.get():
+            current.sent = True
+
     async def heard(self, response: httpx2.Response) -> None:
         """Called with the head of every response, before its body is read."""
         current = exchange.get()
         if current is None:
             return
         headers = response.headers
+        current.response = response
         current.request_id = headers.get("x-request-id") or headers.get("request-id")
         self.limiter.heard(current.model, headers)
 
     async def status(self, *, fresh: bool) -> ProviderStatus:
         """What one cheap call says, or what it said within the last minute."""
+        asked = time.monotonic()
         async with self._checking:
-            if self._checked is None or fresh or time.monotonic() - self._checked[0] > _FRESH_SECONDS:
-                self._checked = (time.monotonic(), await self._asked())
-            return self._checked[1]
+            # Whoever has waited for another's check is given what that has found.
+            since = asked if fresh else asked - _FRESH_SECONDS
+            if self._checked is None or self._checked[0] < since:
+                found = await self._asked()
+                self._checked = (time.monotonic(), found)
+            # What calls have failed with since then is known without asking anybody.
+            return dataclasses.replace(self._checked[1], last_error=self._check_error or self.last_error)
 
     async def _asked(self) -> ProviderStatus:
         installed = self.vendor.installed()
@@ -130,8 +143,7 @@ class Provider:
         error: ModelFailed | None = None
         if configured and installed:
             error = await self._ping()
-            if error is not None or self.last_error in _OF_A_CHECK:
-                self.last_error = error.code if error else None
+            self._check_error = error.code if error else None
         if not installed:
             detail = f"pip install 'agent-orchestra[{self.vendor.extra}]'"
         elif not configured:
@@ -143,7 +155,7 @@ class Provider:
             configured=configured,
             installed=installed,
             reachable=error is None if configured and installed else None,
-            last_error=self.last_error,
+            last_error=None,
             detail=detail,
             checked_ms=now_ms(),
         )
@@ -160,22 +172,19 @@ class Provider:
             response = await client.get(self.base_url + self.vendor.ping, headers=headers, timeout=_CHECK_SECONDS)
         except (httpx2.TimeoutException, TimeoutError):
             return refusal_of(ModelTimeout, **told)
-        except (httpx2.HTTPError, httpx2.InvalidURL, OSError):
+        except Exception:  # noqa: BLE001  a check tells what is wrong, whatever that is
             return refusal_of(ModelUnreachable, **told)
-        if response.status_code < 400 or response.status_code in (404, 405):
+        if 300 <= response.status_code < 400:
+            return refusal_of(ModelUnreachable, **told, status=response.status_code)
+        if response.status_code < 300 or response.status_code in (404, 405):
             # One that does not list its models answers all the same.
             return None
-        return failure(Refusal(status=response.status_code, body=_json(response)), **told)
+        refusal = Refusal(status=response.status_code, body=_json(response))
+        return failure(refusal, **told, key=self.config.api_key)
 
     async def close(self) -> None:
         if self._client is not None:
             await self._client.http.aclose()
-
-
-#: What a successful check shows to be over. Others, such as a rate limit, are of calls, and only calls mend them.
-_OF_A_CHECK: Final = frozenset(
-    kind.code for kind in (ModelAuthenticationFailed, ModelPermissionDenied, ModelTimeout, ModelUnreachable)
-)
 
 
 class Providers:
@@ -214,9 +223,11 @@ def _client(provider: Provider) -> _Client:
     timeout = httpx2.Timeout(provider.config.timeout, connect=min(_CONNECT_SECONDS, provider.config.timeout), pool=None)
     common: dict[str, Any] = {
         "timeout": timeout,
+        # The limiter keeps to max_concurrency; a few more are for checks.
+        "limits": httpx2.Limits(max_connections=provider.config.max_concurrency + 10),
         # A key must not follow where a server points.
         "follow_redirects": False,
-        "event_hooks": {"response": [provider.heard]},
+        "event_hooks": {"request": [provider.sent], "response": [provider.heard]},
     }
     if provider.name == "anthropic":
         import anthropic
@@ -234,7 +245,11 @@ def _client(provider: Provider) -> _Client:
 
         from agent_orchestra.adapters.models.gemini import mend
 
-        common["event_hooks"]["response"].append(mend)
+        async def patient(request: httpx2.Request) -> None:
+            # The SDK gives every request one number for all that it may wait for.
+            request.extensions["timeout"] = timeout.as_dict()
+
+        common["event_hooks"] = {"request": [provider.sent, patient], "response": [provider.heard, mend]}
         # A compressed body cannot be looked into.
         http = httpx2.AsyncClient(**common, headers={"Accept-Encoding": "identity"})
         options = HttpOptions(

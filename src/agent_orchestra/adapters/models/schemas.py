@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from agent_orchestra.core.values import Json, JsonObject
 from agent_orchestra.errors import Fault, OutputInvalid
 
 if TYPE_CHECKING:
-    from jsonschema.exceptions import ValidationError
+    from jsonschema_rs import Validator
 
-__all__ = ["OBJECT_SCHEMA", "faults_in_schema", "matching", "mismatch"]
+__all__ = ["OBJECT_SCHEMA", "compiled", "faults_in_schema", "invalid", "matching", "mismatch"]
 
 _MOST_OUTPUT: Final = 4_000
+_MOST_SCHEMA: Final = 65_536
 _TEXT: Final[JsonObject] = {"type": "string", "pattern": "^[^\\u0000]*$"}
 #: How a schema of an object is described in the schema of settings: the keys that everybody uses, and any others.
 OBJECT_SCHEMA: Final[JsonObject] = {
@@ -40,65 +41,52 @@ OBJECT_SCHEMA: Final[JsonObject] = {
 
 def faults_in_schema(schema: Json, path: str) -> Iterator[Fault]:
     """All that keeps a value from being a JSON Schema of type object."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
+    import jsonschema_rs
 
     if not isinstance(schema, dict):
         yield Fault(path=path, message="must be a JSON Schema of type object")
         return
+    if len(json.dumps(schema)) > _MOST_SCHEMA:
+        yield Fault(path=path, message=f"is longer than {_MOST_SCHEMA} characters")
+        return
     try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        where = ".".join((path, *map(str, error.absolute_path)))
-        yield Fault(path=where, message=f"is no JSON Schema: {error.message[:200]}")
+        compiled(schema)
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
+        where = ".".join((path, *map(str, getattr(error, "instance_path", ()))))
+        yield Fault(path=where, message=f"is no JSON Schema: {_first_line(error)}")
         return
     if schema.get("type") != "object":
         yield Fault(path=f"{path}.type", message="must be 'object'")
-    for reference in _references(schema):
-        if not _resolves(schema, reference):
-            yield Fault(path=path, message=f"refers to '{reference[:100]}', which is not in it")
 
 
-def _references(schema: Json) -> Iterator[str]:
-    if isinstance(schema, dict):
-        for key, value in schema.items():
-            if key in ("$ref", "$dynamicRef") and isinstance(value, str):
-                yield value
-            else:
-                yield from _references(value)
-    elif isinstance(schema, list):
-        for value in schema:
-            yield from _references(value)
+def compiled(schema: JsonObject) -> Validator:
+    """What checks values against a schema. Patterns take time that is linear in the text, and nothing is fetched.
+
+    Raises the package's errors for what is no schema.
+    """
+    from jsonschema_rs import Draft202012Validator, RegexOptions
+
+    return Draft202012Validator(dict(schema), pattern_options=RegexOptions(), offline=True)
 
 
-def _resolves(schema: Any, reference: str) -> bool:
-    if reference == "#":
-        return True
-    if not reference.startswith("#/"):
-        return False
-    found: Any = schema
-    for part in reference[2:].split("/"):
-        key = part.replace("~1", "/").replace("~0", "~")
-        if not isinstance(found, dict) or key not in found:
-            return False
-        found = cast("dict[str, Any]", found)[key]
-    return True
-
-
-def mismatch(value: Json, schema: JsonObject) -> str | None:
+def mismatch(value: Json, schema: Validator) -> str | None:
     """The first thing in which a value does not match, in words for whoever made it; none when it matches."""
-    from jsonschema import Draft202012Validator, exceptions
-
-    # The package's types leave open what its validators find.
-    validator: Any = Draft202012Validator(schema)
-    error = cast("ValidationError | None", cast("Any", exceptions).best_match(validator.iter_errors(value)))
+    try:
+        error = next(iter(schema.iter_errors(value)), None)
+    except ValueError as unreadable:
+        return f"it is no JSON: {_first_line(unreadable)}"
     if error is None:
         return None
-    place = "/".join(map(str, error.absolute_path))
-    return f"at '{place}': {error.message}" if place else error.message
+    place = "/".join(map(str, error.instance_path))
+    reason = _first_line(error)
+    return f"at '{place}': {reason}" if place else reason
 
 
-def matching(output: str, schema: JsonObject, *, provider: str, model: str) -> Json:
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def matching(output: str, schema: Validator, *, provider: str, model: str) -> Json:
     """The value that an output in JSON is. Raises :class:`OutputInvalid`, with the output, where it does not match."""
     try:
         value = cast("Json", json.loads(output))
@@ -109,11 +97,13 @@ def matching(output: str, schema: JsonObject, *, provider: str, model: str) -> J
     return value
 
 
-def invalid(output: str, reason: str, *, provider: str, model: str) -> OutputInvalid:
+def invalid(output: str, reason: str, *, provider: str, model: str, **data: str | float | None) -> OutputInvalid:
     """The error for an output that does not match its schema; it keeps the output."""
+    known = {name: value for name, value in data.items() if value is not None}
     return OutputInvalid(
         f"the output of '{model}' does not match its schema: {reason[:300]}",
         provider=provider,
         model=model,
         output=output[:_MOST_OUTPUT],
+        **known,
     )

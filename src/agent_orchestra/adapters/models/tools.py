@@ -21,7 +21,7 @@ from agent_orchestra.adapters.code import (
     in_thread,
     is_target,
 )
-from agent_orchestra.adapters.models.schemas import OBJECT_SCHEMA, faults_in_schema, mismatch
+from agent_orchestra.adapters.models.schemas import OBJECT_SCHEMA, compiled, faults_in_schema, mismatch
 from agent_orchestra.core.values import Json, JsonObject, cleaned
 from agent_orchestra.errors import AgentFailed, Fault, Forbidden, MissingExtra, RunFailed
 
@@ -161,7 +161,9 @@ def read(given: Json, faults: list[Fault]) -> list[ToolDefinition]:
         wrong = list(_faults(one, path))
         if not wrong:
             tool = _tool(one)
-            if isinstance(tool, FunctionTool) and tool.tool_name in names:
+            if isinstance(tool, FunctionTool) and not _TOOL_FORM.fullmatch(tool.tool_name):
+                wrong.append(Fault(path=path, message=f"'{tool.tool_name}' is too long for a tool; give it a name"))
+            elif isinstance(tool, FunctionTool) and tool.tool_name in names:
                 wrong.append(Fault(path=path, message=f"there is already a tool '{tool.tool_name}'; give it a name"))
             elif isinstance(tool, FunctionTool):
                 names.add(tool.tool_name)
@@ -327,10 +329,11 @@ def _function_tool(definition: FunctionTool, function: Callable[..., Any], used:
     name, schema = definition.tool_name, definition.parameters
     description = definition.description or inspect.getdoc(function)
     called = function if inspect.isroutine(function) else type(function).__call__
+    expected = compiled(schema) if schema is not None else None
 
     @wraps(function)
     async def call(*positional: Any, **arguments: Any) -> Json:
-        if schema is not None and (reason := mismatch(arguments, schema)):
+        if expected is not None and (reason := mismatch(arguments, expected)):
             raise ModelRetry(f"the arguments do not match the schema of '{name}': {reason}")
         used()
         try:

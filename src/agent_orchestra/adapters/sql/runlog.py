@@ -524,6 +524,6 @@ def _record_of(row: tuple[object, ...]) -> Record:
         fingerprint=print_,
         status=RequestStatus(status),
         route=route,
-        instance_id=instance_id,
+        instance_id=end.attempts[-1].instance_id if end and end.attempts else instance_id,
         end=end,
     )
