@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.services.vendors import running_llmock
 
 from agent_orchestra.settings import ProviderSettings, Settings
-from tests.services.vendors import running_llmock
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,7 +30,7 @@ def blocks(language: str) -> list[object]:
 
 @pytest.fixture(scope="module")
 def vendors() -> Generator[Mapping[str, str]]:
-    """The environment of a reader who has keys; the vendors are on loopback, and no server of the reader's own is up."""
+    """The environment of a reader who has keys. The vendors are on loopback; no server of the reader's own is up."""
     with running_llmock() as llmock:
         yield {
             "ORCHESTRA_PROVIDERS__ANTHROPIC__BASE_URL": llmock.anthropic,

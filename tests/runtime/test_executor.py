@@ -12,7 +12,19 @@ import pytest
 from agent_orchestra.adapters.function import wrapped
 from agent_orchestra.core.agent import Agent, Limits, Status
 from agent_orchestra.core.request import Reply, Usage
-from agent_orchestra.errors import AgentFailed, DeadlineExceeded, Interrupted, NoInstanceAvailable
+from agent_orchestra.errors import (
+    AgentFailed,
+    ContentRefused,
+    DeadlineExceeded,
+    Interrupted,
+    ModelAuthenticationFailed,
+    ModelNotFound,
+    ModelOverloaded,
+    ModelRateLimited,
+    ModelServerError,
+    NoInstanceAvailable,
+    RunFailed,
+)
 from agent_orchestra.runtime.executor import Backend, Call, Emit, Executor, Instance, Outcome, Pool
 from tests.runtime.parts import opened
 from tests.services.waiting import wait_until
@@ -322,6 +334,194 @@ async def test_a_full_instance_is_passed_over() -> None:
     assert served == ["i1", "i2", "i1", "i2"]
     stubborn.leave.set()
     assert (await task).reply is not None
+
+
+# --- another instance in its place
+
+
+class Counts:
+    """A backend that counts its calls."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.count = 0
+
+    async def run(self, call: Call, emit: Emit) -> Reply:
+        self.count += 1
+        return await self.backend.run(call, emit)
+
+
+def attempts(outcome: Outcome) -> list[tuple[str, str | None]]:
+    return [(attempt.instance_id, attempt.error) for attempt in outcome.attempts]
+
+
+def ranked(*backends: Backend, paused: Sequence[bool] = ()) -> Pool:
+    """A pool in which each stands by for those before it."""
+    where = pool(*backends)
+    for rank, instance in enumerate(where.instances):
+        instance.rank = rank
+    for instance, waits in zip(where.instances, paused, strict=False):
+        instance.paused = lambda waits=waits: waits
+    return where
+
+
+async def test_what_one_cannot_answer_the_next_one_does() -> None:
+    told = Told()
+    down, limited = Says(raises=ModelServerError("down")), Says(raises=ModelRateLimited("limited"))
+    where = ranked(down, limited, Says("here ", "I am"), Says("unasked"))
+    outcome = await run(executor(), where, agent(), told)
+    assert attempts(outcome) == [("i0", "model_server_error"), ("i1", "model_rate_limited"), ("i2", None)]
+    assert (outcome.reply, outcome.error) == (Reply(output="here I am"), None)
+    assert told.pieces == [("here ", 0), ("I am", 5)]
+    assert all(attempt.duration_ms >= 0 for attempt in outcome.attempts)
+    assert (where.in_flight, where.failures_in_row) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ContentRefused("no"), AgentFailed("broke", cause="X"), Interrupted("stop"), DeadlineExceeded("late")],
+    ids=lambda error: error.code,
+)
+async def test_what_no_other_could_answer_is_not_asked_elsewhere(error: RunFailed) -> None:
+    second = Counts(Says("unasked"))
+    outcome = await run(executor(), ranked(Says(raises=error), second), agent())
+    assert outcome.error is error
+    assert attempts(outcome) == [("i0", error.code)]
+    assert second.count == 0
+
+
+async def test_whoever_raises_may_take_back_that_another_can_answer() -> None:
+    error = ModelServerError("a tool was used")
+    error.elsewhere = False
+    second = Counts(Says("unasked"))
+    outcome = await run(executor(), ranked(Says(raises=error), second), agent())
+    assert (outcome.error, second.count) == (error, 0)
+    assert ModelServerError.elsewhere, "it was taken back for this one"
+
+
+async def test_after_a_piece_was_told_there_is_no_change_of_voice() -> None:
+    told, second = Told(), Counts(Says("unasked"))
+    where = ranked(Says("once upon ", "a ", raises=ModelServerError("down")), second)
+    outcome = await run(executor(), where, agent(), told)
+    assert attempts(outcome) == [("i0", "model_server_error")]
+    assert (outcome.told, second.count) == ("once upon a ", 0)
+    # An empty piece is none.
+    outcome = await run(executor(), ranked(Says("", raises=ModelServerError("down")), second), agent(), told)
+    assert (attempts(outcome)[-1], second.count) == (("i1", None), 1)
+
+
+@pytest.mark.parametrize(
+    ("errors", "telling"),
+    [
+        ([ModelServerError("a"), ModelNotFound("b")], 0),
+        ([ModelNotFound("a"), ModelServerError("b")], 1),
+        ([ModelNotFound("a"), ModelAuthenticationFailed("b")], 0),
+        ([ModelRateLimited("a", retry_after=3.0), ModelRateLimited("b", retry_after=30.0)], 0),
+        ([ModelRateLimited("a", retry_after=30.0), ModelRateLimited("b", retry_after=3.0)], 1),
+        ([ModelAuthenticationFailed("a"), ModelRateLimited("b", retry_after=30.0), ModelNotFound("c")], 1),
+        ([ModelOverloaded("a"), ContentRefused("b")], 1),
+    ],
+)
+async def test_when_nobody_answers_the_error_is_the_one_that_mends_soonest(
+    errors: Sequence[RunFailed], telling: int
+) -> None:
+    backends = [Counts(Says(raises=error)) for error in errors]
+    where = ranked(*backends)
+    outcome = await run(executor(), where, agent())
+    assert outcome.error is errors[telling]
+    assert [code for _, code in attempts(outcome)] == [error.code for error in errors]
+    assert [backend.count for backend in backends] == [1] * len(errors)
+    assert (where.in_flight, where.failures_in_row) == (0, 1)
+
+
+async def test_the_preferred_one_is_asked_while_it_can_take_calls() -> None:
+    runner, who = executor(), agent(concurrency=2)
+    where = ranked(Says("x"), Says("x"), Says("x"))
+    assert [attempts(await run(runner, where, who))[0][0] for _ in range(4)] == ["i0"] * 4
+    assert [runner.reserve(who, where).id for _ in range(6)] == ["i0", "i0", "i1", "i1", "i2", "i2"]
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+async def test_one_that_would_let_a_call_wait_is_passed_over(balanced: bool) -> None:
+    runner, who = executor(balanced=balanced), agent(concurrency=1)
+    where = ranked(Says("x"), Says("x"), paused=[True, False])
+    assert attempts(await run(runner, where, who)) == [("i1", None)]
+    # Better one that waits than nobody.
+    assert [runner.reserve(who, where).id for _ in range(2)] == ["i1", "i0"]
+    waiting = ranked(Says(raises=ModelRateLimited("limited")), Says("x"), paused=[True, True])
+    assert attempts(await run(runner, waiting, who)) == [("i0", "model_rate_limited"), ("i1", None)]
+
+
+async def test_the_next_one_is_asked_only_where_it_has_a_place() -> None:
+    runner, who, waits = executor(), agent(concurrency=1), Waits()
+    where = ranked(Says(raises=ModelServerError("down")), waits)
+    first = runner.reserve(who, where)
+    other = asyncio.create_task(run(runner, where, who))
+    await wait_until(lambda: waits.emit is not None, "the second was not called")
+    runner.release(first)
+    outcome = await run(runner, where, who)
+    assert attempts(outcome) == [("i0", "model_server_error")]
+    waits.leave.set()
+    assert (await other).reply == Reply(output="at last")
+    assert where.in_flight == 0
+
+
+async def test_a_call_takes_one_place_at_a_time() -> None:
+    runner, who, waits = executor(), agent(concurrency=1), Waits()
+    where = ranked(Says(raises=ModelServerError("down")), waits)
+    task = asyncio.create_task(run(runner, where, who))
+    await wait_until(lambda: waits.emit is not None, "the second was not called")
+    assert [instance.in_flight for instance in where.instances] == [0, 1]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await wait_until(lambda: where.in_flight == 0, "its place was not given back")
+    assert waits.told_to_stop == 1
+
+
+@pytest.mark.parametrize(("repeatable", "expected"), [(True, ["i0", "i1"]), (False, ["i0"])])
+async def test_one_that_is_late_is_left_for_the_next_where_a_call_may_be_repeated(
+    repeatable: bool, expected: Sequence[str]
+) -> None:
+    where = ranked(Waits(), Says("in time"))
+    where.instances[0].repeatable = repeatable
+    outcome = await run(executor(), where, agent(timeout=0.03))
+    assert [instance for instance, _ in attempts(outcome)] == expected
+    assert attempts(outcome)[0] == ("i0", "deadline_exceeded")
+    assert (outcome.reply is not None) == repeatable
+
+
+async def test_one_that_is_late_does_not_talk_into_the_next_ones_answer() -> None:
+    class Talking:
+        """Answers while the other one, which was to stop, goes on talking."""
+
+        async def run(self, call: Call, emit: Emit) -> Reply:
+            emit("mine ")
+            assert late.emit is not None
+            late.emit("not mine ")
+            emit("alone")
+            return Reply(output="mine alone")
+
+    told, late = Told(), Waits(stubborn=True)
+    where = ranked(late, Talking())
+    where.instances[0].repeatable = True
+    outcome = await run(executor(), where, agent(timeout=0.03), told)
+    late.leave.set()
+    assert (outcome.reply, outcome.error) == (Reply(output="mine alone"), None)
+    assert "".join(piece for piece, _ in told.pieces) == "mine alone"
+
+
+async def test_the_time_is_for_all_attempts_together() -> None:
+    class Slow:
+        async def run(self, call: Call, emit: Emit) -> Reply:
+            await asyncio.sleep(0.06)
+            raise ModelServerError("down")
+
+    third = Counts(Says("too late"))
+    outcome = await run(executor(), ranked(Slow(), Slow(), third), agent(), seconds=0.1)
+    assert attempts(outcome) == [("i0", "model_server_error"), ("i1", "deadline_exceeded")]
+    assert isinstance(outcome.error, DeadlineExceeded)
+    assert third.count == 0
 
 
 # --- health

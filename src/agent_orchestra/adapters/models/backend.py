@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from agent_orchestra.adapters.models.definition import PromptSettings
 from agent_orchestra.adapters.models.failures import refusal_of
 from agent_orchestra.adapters.models.providers import Provider
-from agent_orchestra.adapters.models.schemas import compiled, invalid, mismatch
+from agent_orchestra.adapters.models.schemas import compiled, invalid, mismatch, parsed
 from agent_orchestra.adapters.models.tools import made
 from agent_orchestra.adapters.models.vendors import ModelName
 from agent_orchestra.core.prompt import Prompt, Wrote, turns_of
@@ -236,7 +236,7 @@ class PromptBackend:
             calls = [part for part in last.parts if part.part_kind == "tool-call"]
             output = calls[-1].args_as_json_str() if calls else ""
         try:
-            reason = mismatch(json.loads(output), compiled(schema))
+            reason = mismatch(parsed(output), compiled(schema))
         except ValueError:
             reason = "it is no JSON"
         return invalid(

@@ -98,8 +98,8 @@ class Limiter:
             doubtful = True
             try:
                 async with self._places:
-                    if lane.paused_until > self._clock():
-                        # The vendor has refused others meanwhile.
+                    if lane.turn != turn:
+                        # Others were refused while this one waited for its place.
                         continue
                     yield
                     doubtful = False
@@ -189,9 +189,9 @@ def delay_of(headers: Mapping[str, str]) -> float | None:
 def _until_date(text: str) -> float | None:
     try:
         when = parsedate_to_datetime(text)
-    except ValueError:
+        return max(0.0, (_aware(when) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, (_aware(when) - datetime.now(UTC)).total_seconds())
 
 
 def until(text: str) -> float | None:

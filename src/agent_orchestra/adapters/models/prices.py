@@ -28,7 +28,7 @@ def cost_of(
         return None, None
     read, written = usage.cache_read_tokens, usage.cache_write_tokens
     plain = usage.input_tokens - read - written
-    usual = plain >= 0 and tier in _USUAL_TIERS and not _has_audio(usage)
+    usual = plain >= 0 and tier in _USUAL_TIERS and not _has_others(usage)
     rates = _rates(provider, model) if usual else None
     if rates is None:
         cost = _calculated(usage, provider, model, tier)
@@ -38,8 +38,10 @@ def cost_of(
     return (None, None) if cost is None else (round(cost, 12), _list_date())
 
 
-def _has_audio(usage: RequestUsage) -> bool:
-    return bool(usage.input_audio_tokens or usage.cache_audio_read_tokens or usage.output_audio_tokens)
+def _has_others(usage: RequestUsage) -> bool:
+    """Whether there are tokens of kinds that have prices of their own."""
+    audio = usage.input_audio_tokens or usage.cache_audio_read_tokens or usage.output_audio_tokens
+    return bool(usage.cache_write_1h_tokens or audio or usage.audio_seconds)
 
 
 def _calculated(usage: RequestUsage, provider: str, model: str, tier: str | None) -> float | None:
@@ -72,7 +74,8 @@ def _rates(provider: str, model: str) -> Sequence[float] | None:
     price = info.prices
     if not isinstance(price, ModelPrice):
         return None
-    if price.requests_kcount or any(isinstance(value, TieredPrices) for value in vars(price).values()):
+    steps = any(isinstance(value, TieredPrices) for value in vars(price).values())
+    if steps or price.requests_kcount or any("reasoning" in name for name in vars(price)):
         return None
     units = (
         Usage(input_tokens=_MILLION),

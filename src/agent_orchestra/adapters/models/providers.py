@@ -327,5 +327,5 @@ _MAKERS: Final = {
 def _json(response: httpx2.Response) -> object:
     try:
         return response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -12,7 +12,7 @@ from agent_orchestra.errors import Fault, OutputInvalid
 if TYPE_CHECKING:
     from jsonschema_rs import Validator
 
-__all__ = ["OBJECT_SCHEMA", "compiled", "faults_in_schema", "invalid", "matching", "mismatch"]
+__all__ = ["OBJECT_SCHEMA", "compiled", "faults_in_schema", "invalid", "matching", "mismatch", "parsed"]
 
 _MOST_OUTPUT: Final = 4_000
 _MOST_SCHEMA: Final = 65_536
@@ -86,10 +86,22 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
+def parsed(text: str) -> Json:
+    """What a text in JSON says. Raises :class:`ValueError` for what is none, NaN and nesting without end included."""
+    try:
+        return cast("Json", json.loads(text, parse_constant=_refused))
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+
+
+def _refused(constant: str) -> Json:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def matching(output: str, schema: Validator, *, provider: str, model: str) -> Json:
     """The value that an output in JSON is. Raises :class:`OutputInvalid`, with the output, where it does not match."""
     try:
-        value = cast("Json", json.loads(output))
+        value = parsed(output)
     except ValueError:
         raise invalid(output, "it is no JSON", provider=provider, model=model) from None
     if reason := mismatch(value, schema):
