@@ -410,7 +410,7 @@ async def test_an_image_reaches_the_vendor_and_a_sound_does_not(served: Served, 
     await has(served)
     assert (await ask(served, attachments=[IMAGE])).json()["output"] == "a picture"
     assert IMAGE["data"] in json.dumps(vendor.requests[0].body)
-    problem = problem_of(await ask(served, attachments=[SOUND]), 422, "attachment_not_supported")
+    problem = problem_of(await ask(served, attachments=[SOUND]), 409, "attachment_not_supported")
     assert (problem["media_type"], problem["model"]) == ("audio/wav", "gpt-4o")
     assert len(vendor.requests) == 1
 

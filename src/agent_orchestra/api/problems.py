@@ -31,7 +31,7 @@ _STATUS: Final[Mapping[type[OrchestraError], int]] = {
     errors.StorageFull: 507,
     errors.Unavailable: 503,
     errors.DeadlineExceeded: 504,
-    errors.AttachmentNotSupported: 422,
+    errors.AttachmentNotSupported: 409,
     errors.ContextTooLong: 422,
     errors.ContentRefused: 422,
     errors.ProviderKeyMissing: 503,

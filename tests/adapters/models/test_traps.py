@@ -48,7 +48,7 @@ from tests.services.waiting import wait_until
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("model_requests")]
 
 #: How long a vendor may be silent, where a test waits for it to be.
-TIMEOUT: Final = 0.3
+TIMEOUT: Final = 0.6
 EVENTS: Final = {"content-type": "text/event-stream"}
 HTML: Final = {"content-type": "text/html; charset=utf-8"}
 JSON: Final = {"content-type": "application/json"}
@@ -538,7 +538,7 @@ async def test_an_error_of_gemini_in_a_stream_leaves_no_connection_open(
         server.answer(200, events(gemini("Hel"), BUSY, gemini("lo")), EVENTS, fault=Stalled(after=2))
         with pytest.raises(ModelOverloaded):
             await models.ask("google:gemini", HI, Told().append)
-        await wait_until(lambda: server.connections == 0, "the connection is still open", seconds=1.0)
+        await wait_until(lambda: server.connections == 0, "the connection is still open")
     finally:
         gc.enable()
     for number in range(3):
