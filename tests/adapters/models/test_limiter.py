@@ -709,17 +709,17 @@ async def test_a_limit_that_waiting_does_not_mend_holds_nobody(server: ReplaySer
 async def test_a_key_is_used_by_so_many_calls_at_once(server: ReplayServer) -> None:
     async with open_models(server.url, max_concurrency=3) as models:
         server.always(Answer.made(200, fault=Late()))
-        calls = [asyncio.create_task(models.ask(f"openai:gpt-{number}", HI)) for number in range(9)]
+        names = [f"gpt-{number}" for number in range(9)]
+        calls = {name: asyncio.create_task(models.ask(f"openai:{name}", HI)) for name in names}
         await wait_until(lambda: len(server.requests) == 3, "three calls have not come")
         await asyncio.sleep(0.1)
         assert len(server.requests) == 3
         # Each that leaves makes room for another.
-        first, *others = calls
-        first.cancel()
+        calls[server.requests[0].body["model"]].cancel()
         await wait_until(lambda: len(server.requests) == 4, "a fourth call has not come")
-        for call in others:
+        for call in calls.values():
             call.cancel()
-        await asyncio.wait(calls)
+        await asyncio.wait(calls.values())
     assert len(server.requests) == 4
 
 
