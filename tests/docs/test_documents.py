@@ -53,7 +53,7 @@ def test_python_runs(code: str, tmp_path: Path, vendors: Mapping[str, str]) -> N
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=55,
         check=False,
     )
     assert done.returncode == 0, done.stderr
