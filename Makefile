@@ -12,7 +12,7 @@ demo: setup  ## Starts the real service, asks it, stops it, and shows that it re
 test: setup  ## The whole suite, with the servers that it needs.
 	@$(RUN) pytest -n 2
 
-check: setup  ## Format, lint, layers, types, and the fast tests (SQLite only): two to three minutes on two cores.
+check: setup  ## Format, lint, layers, types, and the fast tests (SQLite only): three to five minutes on two cores.
 	@$(RUN) ruff format --check .
 	@$(RUN) ruff check .
 	@$(RUN) lint-imports
