@@ -68,7 +68,8 @@ class VendorModel(WrapperModel):
             with self._translated(streaming=False):
                 response = await self.wrapped.request(messages, model_settings, model_request_parameters)
             self._check(response)
-        return self._told(response, current)
+        _note_request_id(response, current)
+        return response
 
     @asynccontextmanager
     async def request_stream(
@@ -91,10 +92,8 @@ class VendorModel(WrapperModel):
             except Exception:
                 with self._translated(streaming=began):
                     raise
-            response = streamed.get()
-            self._check(response, streamed=True)
-            if current.request_id:
-                streamed.provider_details = {**(streamed.provider_details or {}), _REQUEST_ID: current.request_id}
+            self._check(streamed.get(), streamed=True)
+            _note_request_id(streamed, current)
 
     @asynccontextmanager
     async def _call(self) -> AsyncGenerator[Exchange]:
@@ -102,11 +101,13 @@ class VendorModel(WrapperModel):
         token = exchange.set(current)
         try:
             async with self.vendor.limiter.place(self.asked):
-                yield current
+                # In the place: what the limiter itself refuses never comes here.
+                try:
+                    yield current
+                except (ModelRateLimited, ModelOverloaded) as error:
+                    self.vendor.limiter.refused(self.asked, error)
+                    raise
         except ModelFailed as error:
-            # Not for what the limiter itself has refused.
-            if isinstance(error, ModelRateLimited | ModelOverloaded) and {"status", "vendor_code"} & set(error.data):
-                self.vendor.limiter.refused(self.asked, error)
             self.vendor.last_error = error.code
             raise
         else:
@@ -164,11 +165,6 @@ class VendorModel(WrapperModel):
         if response.finish_reason is None or response.state != "complete":
             raise self._refusal(StreamBroken if streamed else ModelServerError)
 
-    def _told(self, response: ModelResponse, current: Exchange) -> ModelResponse:
-        if current.request_id:
-            response.provider_details = {**(response.provider_details or {}), _REQUEST_ID: current.request_id}
-        return response
-
     def _failure(self, refusal: Refusal) -> ModelFailed:
         return failure(
             refusal,
@@ -195,6 +191,11 @@ class VendorModel(WrapperModel):
 
 
 _REQUEST_ID: Final = "orchestra_request_id"
+
+
+def _note_request_id(response: ModelResponse | StreamedResponse, current: Exchange) -> None:
+    if current.request_id:
+        response.provider_details = {**(response.provider_details or {}), _REQUEST_ID: current.request_id}
 
 
 def _refusal(error: ModelAPIError) -> Refusal:

@@ -60,8 +60,8 @@ def _calculated(usage: RequestUsage, provider: str, model: str, tier: str | None
 def _rates(provider: str, model: str) -> Sequence[float] | None:
     """Dollars a token: of plain input, output, what was read from a cache, and written to one.
 
-    Where a price has neither steps nor conditions it is these four times the tokens, and to ask the package each time
-    costs a tenth of all that we do for a call. None where it has, or where the model is not known.
+    Where a price has neither steps nor conditions it is these four times the tokens; the package reckons in decimals
+    over all its units, at every call. None where it has, or where the model is not known.
     """
     from genai_prices import Usage
     from genai_prices.data_snapshot import get_snapshot

@@ -61,7 +61,7 @@ VENDORS: Final[Mapping[str, Vendor]] = {
         Vendor(
             name="anthropic",
             extra="anthropic",
-            # The SDK's own transport over aiohttp costs a third of its other one.
+            # For the SDK's own transport over aiohttp, the faster one.
             packages=("anthropic", "aiohttp"),
             variables=("ANTHROPIC_API_KEY",),
             base_url_variable="ANTHROPIC_BASE_URL",
