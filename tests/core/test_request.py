@@ -20,7 +20,7 @@ from agent_orchestra.core.request import (
     answer_json,
     check,
 )
-from agent_orchestra.core.routing import Candidate
+from agent_orchestra.core.routing import Candidate, Match, Route, Stage, decided_json
 from agent_orchestra.errors import InvalidInput
 
 
@@ -58,10 +58,16 @@ ANSWER = Answer(
     conversation_id="c",
     agent="a",
     instance="i",
-    confidence=0.5,
-    stage="keywords",
-    reason="because",
-    alternatives=(Candidate(agent_id="b", confidence=0.25),),
+    route=Route(
+        candidates=(
+            Candidate(agent_id="a", confidence=0.5, matched=Match(kind="example", text="do a")),
+            Candidate(agent_id="b", confidence=0.25),
+        ),
+        stage=Stage.LEXICAL,
+        reason="because",
+        margin=0.3,
+        secondary=("b",),
+    ),
     reply=Reply(
         output="text",
         value={"n": 1},
@@ -92,9 +98,12 @@ def test_an_answer_as_json() -> None:
         "agent": "a",
         "instance": "i",
         "confidence": 0.5,
-        "stage": "keywords",
+        "stage": "lexical",
         "reason": "because",
+        "matched": {"kind": "example", "text": "do a"},
+        "margin": 0.3,
         "alternatives": [{"agent": "b", "confidence": 0.25}],
+        "secondary": ["b"],
         "output": "text",
         "value": {"n": 1},
         "tool_calls": [{"id": "t", "name": "look_up", "arguments": {"city": "Rome"}}],
@@ -122,7 +131,8 @@ def test_an_answer_as_json() -> None:
 
 def test_every_field_of_an_answer_is_in_its_json() -> None:
     plain = answer_json(ANSWER)
-    assert set(plain) == (set(Answer.__dataclass_fields__) - {"reply"}) | set(Reply.__dataclass_fields__)
+    own = set(Answer.__dataclass_fields__) - {"reply", "route"}
+    assert set(plain) == own | set(decided_json(ANSWER.route)) | set(Reply.__dataclass_fields__)
     usage, generation = plain["usage"], plain["generation"]
     assert isinstance(usage, dict)
     assert isinstance(generation, dict)

@@ -3,366 +3,470 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_orchestra.core.agent import Agent
-from agent_orchestra.core.routing import KeywordIndex, Query, Route, Score, Stage, resolve, route, terms
+from agent_orchestra.core.classifier import Judgement, Scored
+from agent_orchestra.core.routing import (
+    Candidate,
+    Choice,
+    Match,
+    Policy,
+    Query,
+    Route,
+    Rule,
+    Signals,
+    Stage,
+    Strategy,
+    Verdict,
+    explored,
+    judged,
+    normalised,
+    resolve,
+    route,
+    route_json,
+    route_of,
+    ruled,
+    wants_verdict,
+)
 from agent_orchestra.errors import NoAgentMatches
 
-WORDS = ["invoice", "refund", "flight", "hotel", "password", "login", "holiday", "report", "chart", "deploy"]
 IDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]
+CAPABILITIES = ["refunds", "booking", "accounts"]
 
 
 def by_id(*agents: Agent) -> dict[str, Agent]:
     return {agent.id: agent for agent in agents}
 
 
-def decide(query: Query, agents: dict[str, Agent], fallback: str | None = None) -> Route:
-    """The decision as the service takes it: the scores come from the agents that are available."""
-    return route(query, agents, KeywordIndex(agents.values()).scores(query.text), fallback)
+def worker(agent_id: str, *, priority: int = 0, capabilities: tuple[str, ...] = ()) -> Agent:
+    return Agent(id=agent_id, kind="offline", priority=priority, capabilities=capabilities)
 
 
-def worker(agent_id: str, *keywords: str, priority: int = 0, capabilities: tuple[str, ...] = ()) -> Agent:
-    return Agent(id=agent_id, kind="offline", keywords=keywords, priority=priority, capabilities=capabilities)
-
-
-BILLING = worker("billing", "invoice", "refund", capabilities=("Invoices", "refunds"))
-TRAVEL = worker("travel", "flight", "hotel", capabilities=("booking",))
-SUPPORT = worker("support", "password", "login", capabilities=("accounts", "refunds"))
+BILLING = worker("billing", capabilities=("Invoices", "refunds"))
+TRAVEL = worker("travel", capabilities=("booking",))
+SUPPORT = worker("support", capabilities=("accounts", "refunds"))
 TEAM = by_id(BILLING, TRAVEL, SUPPORT)
 
-words = st.lists(st.sampled_from(WORDS), max_size=4).map(tuple)
+
+def judgement(
+    *ranked: tuple[str, float],
+    confidence: float = 0.8,
+    accepted: bool = True,
+    stayed: bool = False,
+    in_scope: float = 0.9,
+) -> Judgement:
+    """An estimate with these agents and their shares, best first."""
+    shares = [share for _, share in ranked]
+    return Judgement(
+        ranked=tuple(
+            Scored(agent_id=agent_id, probability=share, line=f"{agent_id} things", kind="capability")
+            for agent_id, share in ranked
+        ),
+        confidence=confidence,
+        in_scope=in_scope,
+        accepted=accepted,
+        margin=shares[0] - shares[1] if len(shares) > 1 else 1.0,
+        stayed=stayed,
+    )
+
+
+def decide(query: Query, signals: Signals | None = None, policy: Policy | None = None) -> Route:
+    return route(query, TEAM, signals or Signals(), policy or Policy())
+
+
+def estimated(*ranked: tuple[str, float], confidence: float = 0.8, accepted: bool = True) -> Signals:
+    return Signals(judgement=judgement(*ranked, confidence=confidence, accepted=accepted))
+
+
+@st.composite
+def judgements(draw: st.DrawFn) -> Judgement:
+    ids = draw(st.lists(st.sampled_from(IDS), unique=True, max_size=5))
+    raw = sorted(draw(st.lists(st.floats(0.001, 1), min_size=len(ids), max_size=len(ids))), reverse=True)
+    total = sum(raw) or 1.0
+    return dataclasses.replace(
+        judgement(
+            *((i, r / total) for i, r in zip(ids, raw, strict=True)),
+            confidence=draw(st.floats(0, 1)),
+            in_scope=draw(st.floats(0, 1)),
+        )
+        if ids
+        else Judgement(ranked=(), confidence=0.0, in_scope=0.0, accepted=False, margin=0.0),
+        accepted=draw(st.booleans()) and bool(ids),
+        stayed=draw(st.booleans()) and bool(ids),
+    )
+
+
 agents = st.lists(
     st.builds(
-        Agent,
-        id=st.sampled_from(IDS),
-        kind=st.just("offline"),
-        name=st.sampled_from(["", *WORDS]),
-        domain=st.none() | st.sampled_from(WORDS),
-        description=words.map(" ".join),
-        examples=words,
-        keywords=words,
-        capabilities=words,
+        worker,
+        st.sampled_from(IDS),
         priority=st.integers(-3, 3),
+        capabilities=st.lists(st.sampled_from(CAPABILITIES), max_size=2, unique=True).map(tuple),
     ),
     unique_by=lambda agent: agent.id,
     max_size=6,
 ).map(lambda found: by_id(*found))
-texts = st.lists(st.sampled_from([*WORDS, "the", "of", "nothing", "said"]), max_size=8).map(" ".join)
+choices = st.builds(Choice, agents=st.lists(st.sampled_from(IDS), max_size=3).map(tuple), confidence=st.floats(-1, 2))
+rules = st.builds(Rule, agent_id=st.sampled_from(IDS), phrases=st.just(("word",)))
+signals = st.builds(
+    Signals,
+    choice=st.none() | choices,
+    rule=st.none() | st.tuples(rules, st.just("word")),
+    remembered=st.none() | st.sampled_from(IDS),
+    judgement=st.none() | judgements(),
+    stage=st.sampled_from([Stage.LEXICAL, Stage.SEMANTIC, Stage.LEARNED]),
+)
+policies = st.builds(
+    Policy,
+    strategy=st.sampled_from(Strategy),
+    fallback=st.none() | st.sampled_from(IDS),
+    exploration=st.sampled_from([0.0, 0.1, 0.2]),
+)
 
 
 @st.composite
-def questions(draw: st.DrawFn) -> tuple[Query, dict[str, Agent], str | None]:
+def questions(draw: st.DrawFn) -> tuple[Query, dict[str, Agent], Signals, Policy]:
     team = draw(agents)
-    named = st.none() | st.sampled_from(sorted(team)) if team else st.none()
     query = Query(
-        text=draw(texts),
-        agent_id=draw(named),
-        capability=draw(st.none() | st.sampled_from(WORDS)),
+        text="a text",
+        agent_id=draw(st.none() | st.sampled_from(sorted(team))) if team else None,
+        capability=draw(st.none() | st.sampled_from(CAPABILITIES)),
         active_agent=draw(st.none() | st.sampled_from(IDS)),
     )
-    return query, team, draw(st.none() | st.sampled_from(IDS))
+    return query, team, draw(signals), draw(policies)
 
 
-def decided(query: Query, team: dict[str, Agent], fallback: str | None) -> Route | None:
+def decided(question: tuple[Query, dict[str, Agent], Signals, Policy]) -> Route | None:
     try:
-        return decide(query, team, fallback)
+        return route(*question)
     except NoAgentMatches:
         return None
 
 
-# --- words
-
-
-@pytest.mark.parametrize(
-    ("word", "folded"),
-    [
-        ("invoices", "invoice"),
-        ("refunds", "refund"),
-        ("policies", "policy"),
-        ("ties", "ty"),
-        ("boxes", "box"),
-        ("shoes", "shoe"),
-        ("trees", "tree"),
-        ("zombaies", "zombaie"),
-        ("status", "status"),
-        ("boss", "boss"),
-        ("gas", "gas"),
-        ("bus", "bus"),
-        ("plan", "plan"),
-        ("s", "s"),
-    ],
-)
-def test_plurals_are_folded_as_harman_says(word: str, folded: str) -> None:
-    assert list(terms(word)) == [folded]
-
-
-def test_a_text_becomes_its_words_without_case_and_stop_words() -> None:
-    assert list(terms("Where are the INVOICES of Straße_42, please?")) == ["invoice", "strasse", "42"]
-    assert list(terms("")) == []
-    assert list(terms("how are you, and why?")) == []
-
-
-@given(st.sampled_from(WORDS))
-def test_singular_and_plural_meet(word: str) -> None:
-    assert list(terms(word)) == list(terms(word + "s")) == list(terms(word.upper()))
-
-
-@given(st.text())
-def test_words_of_any_text_are_words(text: str) -> None:
-    for term in terms(text):
-        assert term
-        assert not any(character.isspace() for character in term)
-
-
-# --- scores
-
-
-def test_scores_come_best_first_with_the_words_that_matched() -> None:
-    scores = KeywordIndex(TEAM.values()).scores("refund my invoices; the password is refunds")
-    assert [score.agent_id for score in scores] == ["billing", "support"]
-    assert scores[0].matched == ("invoice", "refund")
-    assert set(scores[1].matched) == {"password", "refund"}
-    assert scores[0].value > scores[1].value > 0
-
-
-def test_a_text_of_nobodys_words_has_no_scores() -> None:
-    index = KeywordIndex(TEAM.values())
-    assert index.scores("quantum chromodynamics") == []
-    assert index.scores("") == []
-    assert KeywordIndex([]).scores("invoice") == []
-
-
-def test_a_word_counts_once_however_often_it_is_said() -> None:
-    index = KeywordIndex(TEAM.values())
-    assert index.scores("invoice invoice Invoices") == index.scores("invoice")
-
-
-def test_a_rare_word_tells_more_than_a_common_one() -> None:
-    team = [worker("one", "common", "rare"), worker("two", "common"), worker("three", "common")]
-    index = KeywordIndex(team)
-    (rare,) = index.scores("rare")
-    common = {score.agent_id: score.value for score in index.scores("common")}
-    assert rare.value > common["one"] == common["two"]
-
-
-def test_a_keyword_tells_more_than_a_capability_than_an_example_than_a_description() -> None:
-    places = {
-        "keywords": Agent(id="k1", kind="x", keywords=("probe",)),
-        "capabilities": Agent(id="k2", kind="x", capabilities=("probe",)),
-        "domain": Agent(id="k3", kind="x", domain="probe"),
-        "examples": Agent(id="k4", kind="x", examples=("probe",)),
-        "description": Agent(id="k5", kind="x", description="probe"),
-    }
-    scores = KeywordIndex(places.values()).scores("probe")
-    assert [score.agent_id for score in scores] == ["k1", "k2", "k3", "k4", "k5"]
-
-
-def test_a_keyword_of_several_words_is_one_clue_shared_among_them() -> None:
-    index = KeywordIndex([worker("one", "sign in page"), worker("two", "login")])
-    one, two = (index.scores(text)[0].value for text in ("sign", "login"))
-    assert one < two
-
-
-@given(agents, texts)
-def test_scores_are_positive_sorted_and_one_an_agent(team: dict[str, Agent], text: str) -> None:
-    scores = KeywordIndex(team.values()).scores(text)
-    values = [score.value for score in scores]
-    assert values == sorted(values, reverse=True)
-    assert all(value > 0 and math.isfinite(value) for value in values)
-    assert len({score.agent_id for score in scores}) == len(scores)
-    said = set(terms(text))
-    assert all(score.matched and said.issuperset(score.matched) for score in scores)
-
-
-# --- routes
+# --- what holds for every decision
 
 
 @given(questions())
-def test_a_route_keeps_its_promises(question: tuple[Query, dict[str, Agent], str | None]) -> None:
-    query, team, fallback = question
-    found = decided(query, team, fallback)
+def test_a_route_keeps_its_promises(question: tuple[Query, dict[str, Agent], Signals, Policy]) -> None:
+    found = decided(question)
     if found is None:
         return
     ids = [candidate.agent_id for candidate in found.candidates]
-    confidences = [candidate.confidence for candidate in found.candidates]
-    assert found.primary.agent_id in team
-    assert set(ids) <= set(team)
-    assert len(set(ids)) == len(ids)
-    assert all(0.0 <= confidence <= 1.0 for confidence in confidences)
-    assert confidences == sorted(confidences, reverse=True)
-    assert found.alternatives == found.candidates[1:]
+    assert set(ids) <= set(question[1])
+    assert len(set(ids)) == len(ids) <= 4
+    assert all(0.0 <= candidate.confidence <= 1.0 for candidate in found.candidates)
     assert found.reason
+    assert bool(ids) or found.stage is Stage.NONE
+    assert found.propensity == 1.0
+    assert not found.explored
 
 
 @given(questions())
-def test_a_route_is_the_same_whatever_the_order_of_agents_and_scores(
-    question: tuple[Query, dict[str, Agent], str | None],
+def test_a_route_is_the_same_whatever_the_order_of_the_agents(
+    question: tuple[Query, dict[str, Agent], Signals, Policy],
 ) -> None:
-    query, team, fallback = question
-    reversed_team = dict(reversed(team.items()))
-    scores = KeywordIndex(team.values()).scores(query.text)
-    first, second = decided(query, team, fallback), decided(query, reversed_team, fallback)
-    assert first == second
-    if first is not None:
-        assert route(query, team, list(reversed(scores)), fallback) == first
+    query, team, gathered, policy = question
+    assert decided((query, dict(reversed(team.items())), gathered, policy)) == decided(question)
 
 
 @given(questions())
-def test_there_is_a_route_wherever_something_leads_somewhere(
-    question: tuple[Query, dict[str, Agent], str | None],
-) -> None:
-    query, team, fallback = question
-    if query.agent_id is not None or query.capability is not None:
-        return
-    leads = bool(KeywordIndex(team.values()).scores(query.text)) or query.active_agent in team or fallback in team
-    assert (decided(query, team, fallback) is not None) is leads
-
-
-@given(questions())
-def test_the_stage_says_what_decided(question: tuple[Query, dict[str, Agent], str | None]) -> None:
-    query, team, fallback = question
-    found = decided(query, team, fallback)
+def test_the_stage_says_what_decided(question: tuple[Query, dict[str, Agent], Signals, Policy]) -> None:
+    query, team, _, _ = question
+    found = decided(question)
     if found is None:
+        assert query.capability is not None
         return
-    chosen = found.primary.agent_id
-    match found.stage:
-        case Stage.EXPLICIT:
-            assert chosen == query.agent_id
-            assert found.primary.confidence == 1.0
-        case Stage.CAPABILITY:
-            assert query.capability in team[chosen].capabilities
-        case Stage.KEYWORDS:
-            assert any(score.agent_id == chosen for score in KeywordIndex(team.values()).scores(query.text))
-        case Stage.CONVERSATION:
-            assert chosen == query.active_agent
-        case Stage.FALLBACK:
-            assert chosen == fallback
-            assert found.primary.confidence == 0.0
+    if query.capability is not None and found.stage is not Stage.NONE:
+        assert query.capability in team[found.primary.agent_id].capabilities
+    assert whether_it_decided(found, question), found
+
+
+def whether_it_decided(found: Route, question: tuple[Query, dict[str, Agent], Signals, Policy]) -> bool:
+    query, team, gathered, policy = question
+    estimate = gathered.judgement
+    chosen = found.primary.agent_id if found.stage is not Stage.NONE else None
+    accepted = estimate is not None and estimate.accepted
+    return {
+        Stage.EXPLICIT: chosen == query.agent_id,
+        Stage.CUSTOM: gathered.choice is not None and chosen in gathered.choice.agents,
+        Stage.RULE: gathered.rule is not None and chosen == gathered.rule[0].agent_id,
+        Stage.MEMORY: chosen == gathered.remembered,
+        Stage.CAPABILITY: query.capability is not None,
+        Stage.CONVERSATION: chosen == query.active_agent or (estimate is not None and estimate.stayed),
+        Stage.LEXICAL: accepted,
+        Stage.SEMANTIC: accepted,
+        Stage.LEARNED: accepted,
+        Stage.LLM: False,
+        Stage.FALLBACK: chosen == policy.fallback,
+        Stage.NONE: policy.fallback not in team,
+    }[found.stage]
+
+
+@given(questions())
+def test_a_route_comes_back_from_the_record_as_it_was(
+    question: tuple[Query, dict[str, Agent], Signals, Policy],
+) -> None:
+    found = decided(question)
+    if found is not None:
+        assert route_of(route_json(found)) == found
+
+
+def test_a_route_of_the_first_release_is_read() -> None:
+    stored = {"stage": "keywords", "reason": "matched the words 'refund'", "candidates": [["billing", 0.7]]}
+    assert route_of(stored) == Route(
+        candidates=(Candidate(agent_id="billing", confidence=0.7),),
+        stage=Stage.LEXICAL,
+        reason="matched the words 'refund'",
+    )
+
+
+# --- what is certain
 
 
 def test_the_callers_own_choice_comes_first() -> None:
-    query = Query(text="refund my invoice", agent_id="travel", active_agent="support")
-    found = decide(query, TEAM, "support")
+    gathered = Signals(
+        choice=Choice(agents=("support",)),
+        remembered="support",
+        judgement=judgement(("support", 0.9), ("billing", 0.1)),
+    )
+    found = decide(Query(text="refund", agent_id="travel", active_agent="support"), gathered)
     assert (found.primary.agent_id, found.stage, found.alternatives) == ("travel", Stage.EXPLICIT, ())
 
 
 def test_a_named_agent_must_have_the_capability_that_is_asked_for() -> None:
-    assert decide(Query(text="x", agent_id="billing", capability="INVOICES"), TEAM).primary.agent_id == "billing"
+    assert decide(Query(text="x", agent_id="billing", capability="INVOICES")).primary.agent_id == "billing"
     with pytest.raises(NoAgentMatches) as caught:
-        decide(Query(text="x", agent_id="billing", capability="booking"), TEAM)
+        decide(Query(text="x", agent_id="billing", capability="booking"))
     assert caught.value.data == {"capabilities": ["Invoices", "refunds"]}
 
 
+def test_a_router_of_ones_own_wins_over_rules_memory_and_the_estimate() -> None:
+    gathered = Signals(
+        choice=Choice(agents=("support", "billing"), confidence=0.6, reason="it is Tuesday"),
+        rule=(Rule(agent_id="travel", phrases=("x",)), "x"),
+        remembered="travel",
+        judgement=judgement(("travel", 0.9), ("billing", 0.1)),
+    )
+    found = decide(Query(text="x"), gathered)
+    assert (found.primary.agent_id, found.stage, found.primary.confidence) == ("support", Stage.CUSTOM, 0.6)
+    assert (found.reason, found.secondary) == ("it is Tuesday", ("billing",))
+
+
+def test_a_choice_of_agents_that_cannot_take_work_is_no_choice() -> None:
+    gathered = Signals(choice=Choice(agents=("gone",)), judgement=judgement(("travel", 0.9), ("billing", 0.1)))
+    assert decide(Query(text="x"), gathered).primary.agent_id == "travel"
+
+
+def test_a_rule_wins_over_the_memory_and_says_by_which_phrase() -> None:
+    gathered = Signals(rule=(Rule(agent_id="travel", phrases=("visa",)), "visa"), remembered="billing")
+    found = decide(Query(text="a visa"), gathered)
+    assert (found.primary.agent_id, found.stage, found.primary.confidence) == ("travel", Stage.RULE, 1.0)
+    assert found.primary.matched == Match(kind="rule", text="visa")
+    assert "'visa'" in found.reason
+
+
+def test_the_memory_wins_over_the_estimate() -> None:
+    gathered = Signals(remembered="billing", judgement=judgement(("travel", 0.9), ("billing", 0.1)))
+    found = decide(Query(text="x"), gathered)
+    assert (found.primary.agent_id, found.stage) == ("billing", Stage.MEMORY)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        ("I need a Visa!", "visa"),
+        ("charge   back, please", "charge back"),
+        ("CHARGE-BACK", "charge back"),
+        ("what about my visas", None),
+        ("revisable", None),
+        ("", None),
+    ],
+)
+def test_rules_match_whole_words_without_case_and_punctuation(text: str, phrase: str | None) -> None:
+    rule = Rule(agent_id="travel", phrases=("visa", "charge back"))
+    found = ruled(text, [rule], TEAM)
+    assert found == ((rule, phrase) if phrase is not None else None)
+
+
+def test_the_first_rule_of_an_available_agent_holds() -> None:
+    first, second, third = (Rule(agent_id=name, phrases=("visa",)) for name in ("gone", "travel", "billing"))
+    assert ruled("a visa", [first, second, third], TEAM) == (second, "visa")
+
+
+@given(st.text())
+def test_a_normalised_text_stays_as_it_is(text: str) -> None:
+    assert normalised(normalised(text)) == normalised(text)
+
+
+# --- capabilities
+
+
 def test_a_capability_that_one_agent_has_is_certain() -> None:
-    found = decide(Query(text="about a flight", capability="invoices", active_agent="travel"), TEAM)
-    assert (found.primary.agent_id, found.primary.confidence) == ("billing", 1.0)
-    assert found.stage is Stage.CAPABILITY
+    found = decide(Query(text="about a flight", capability="invoices", active_agent="travel"))
+    assert (found.primary.agent_id, found.primary.confidence, found.stage) == ("billing", 1.0, Stage.CAPABILITY)
     assert "'invoices'" in found.reason
 
 
-def test_among_several_able_agents_the_words_decide() -> None:
-    found = decide(Query(text="refund after a login with my password", capability="refunds"), TEAM)
+def test_among_several_able_agents_the_estimate_decides() -> None:
+    found = decide(
+        Query(text="x", capability="refunds"), estimated(("travel", 0.7), ("support", 0.2), ("billing", 0.1))
+    )
     assert [candidate.agent_id for candidate in found.candidates] == ["support", "billing"]
     assert found.stage is Stage.CAPABILITY
 
 
-def test_among_able_equals_the_priority_decides_then_the_id() -> None:
+def test_among_able_equals_the_active_agent_decides_then_the_priority_then_the_id() -> None:
     team = by_id(*(worker(name, capabilities=("do",), priority=p) for name, p in (("a", 0), ("c", 5), ("b", 5))))
-    found = decide(Query(text="say", capability="do"), team)
+    found = route(Query(text="say", capability="do"), team, Signals(), Policy())
     assert [candidate.agent_id for candidate in found.candidates] == ["b", "c", "a"]
+    found = route(Query(text="say", capability="do", active_agent="a"), team, Signals(), Policy())
+    assert found.primary.agent_id == "a"
 
 
 def test_a_capability_that_nobody_has_names_those_that_there_are() -> None:
     with pytest.raises(NoAgentMatches) as caught:
-        decide(Query(text="invoice", capability="juggling", active_agent="billing"), TEAM, "billing")
+        decide(Query(text="invoice", capability="juggling", active_agent="billing"), policy=Policy(fallback="billing"))
     assert caught.value.data == {"capabilities": ["Invoices", "accounts", "booking", "refunds"]}
 
 
-def test_the_words_decide_and_the_reason_quotes_them() -> None:
-    found = decide(Query(text="My hotel and my flight"), TEAM, "support")
-    assert (found.primary.agent_id, found.stage) == ("travel", Stage.KEYWORDS)
-    assert "'hotel'" in found.reason
-    assert "'flight'" in found.reason
+# --- estimates
 
 
-def test_between_equal_words_the_priority_decides_then_the_id() -> None:
-    team = by_id(worker("a", "word"), worker("b", "word", priority=1), worker("c", "word", priority=1))
-    assert [c.agent_id for c in decide(Query(text="word"), team).candidates] == ["b", "c", "a"]
+def test_an_estimate_decides_and_the_reason_quotes_the_line() -> None:
+    found = decide(Query(text="x"), estimated(("travel", 0.7), ("billing", 0.25), ("support", 0.05), confidence=0.66))
+    assert (found.primary.agent_id, found.stage, found.primary.confidence) == ("travel", Stage.LEXICAL, 0.66)
+    assert found.primary.matched == Match(kind="capability", text="travel things")
+    assert "'travel things'" in found.reason
+    assert found.margin == pytest.approx(0.45)
+    assert found.secondary == ("billing",)
 
 
-def test_the_active_agent_keeps_a_close_call_and_loses_a_clear_one() -> None:
-    team = by_id(worker("here", "report"), worker("there", "report", "chart"))
-    assert decide(Query(text="report"), team).primary.agent_id == "here"
-    close = decide(Query(text="report", active_agent="there"), team)
-    assert (close.primary.agent_id, close.stage) == ("there", Stage.KEYWORDS)
-    assert "already in this conversation" in close.reason
-    clear = decide(Query(text="report with a chart", active_agent="here"), team)
-    assert clear.primary.agent_id == "there"
-    assert "already in this conversation" not in clear.reason
+def test_between_equally_likely_agents_the_priority_decides_then_the_id() -> None:
+    team = by_id(worker("a"), worker("b", priority=1), worker("c", priority=1))
+    gathered = estimated(("a", 1 / 3), ("c", 1 / 3), ("b", 1 / 3), confidence=0.3)
+    found = route(Query(text="word"), team, gathered, Policy())
+    assert [candidate.agent_id for candidate in found.candidates] == ["b", "c", "a"]
+    assert found.primary.confidence == 0.3
 
 
-@given(agents, texts, st.sampled_from(IDS))
-def test_being_active_never_costs_an_agent_its_place(team: dict[str, Agent], text: str, active: str) -> None:
-    before = decided(Query(text=text), team, None)
-    after = decided(Query(text=text, active_agent=active), team, None)
-    if before is not None and before.primary.agent_id == active:
-        assert after is not None
-        assert after.primary.agent_id == active
-
-
-def test_without_words_the_conversation_stays_with_its_agent() -> None:
-    found = decide(Query(text="and then?", active_agent="travel"), TEAM, "support")
-    assert (found.primary.agent_id, found.stage) == ("travel", Stage.CONVERSATION)
-    assert 0 < found.primary.confidence < 1
-
-
-def test_an_active_agent_that_is_gone_does_not_count() -> None:
-    found = decide(Query(text="and then?", active_agent="gone"), TEAM, "support")
-    assert (found.primary.agent_id, found.stage) == ("support", Stage.FALLBACK)
-
-
-def test_the_last_resort_and_none() -> None:
-    found = decide(Query(text="quantum chromodynamics"), TEAM, "support")
-    assert (found.primary.agent_id, found.primary.confidence, found.stage) == ("support", 0.0, Stage.FALLBACK)
-    for fallback in (None, "gone"):
-        with pytest.raises(NoAgentMatches) as caught:
-            decide(Query(text="quantum chromodynamics"), TEAM, fallback)
-        assert caught.value.data == {"agents": ["billing", "support", "travel"]}
-        assert "fallback_agent" in caught.value.detail
-    with pytest.raises(NoAgentMatches):
-        decide(Query(text="invoice"), {}, "support")
-
-
-def test_scores_of_agents_that_cannot_take_work_do_not_count() -> None:
-    scores = [
-        Score(agent_id="gone", value=9.0, matched=("invoice",)),
-        Score(agent_id="billing", value=1.0, matched=("invoice",)),
-    ]
-    found = route(Query(text="invoice"), TEAM, scores, None)
+def test_agents_that_cannot_take_work_do_not_count() -> None:
+    found = decide(Query(text="x"), estimated(("gone", 0.9), ("billing", 0.1)))
     assert [candidate.agent_id for candidate in found.candidates] == ["billing"]
 
 
-def test_at_most_four_candidates_are_named() -> None:
-    team = by_id(*(worker(name, "word", capabilities=("do",)) for name in IDS))
-    assert len(decide(Query(text="word"), team).candidates) == 4
-    assert len(decide(Query(text="word", capability="do"), team).candidates) == 4
-    assert len(decide(Query(text="nothing", capability="do"), team).candidates) == 4
+def test_a_conversation_goes_on_where_the_estimate_says_so() -> None:
+    gathered = Signals(judgement=judgement(("travel", 0.6), ("billing", 0.4), accepted=False, stayed=True))
+    found = decide(Query(text="and then?", active_agent="travel"), gathered)
+    assert (found.primary.agent_id, found.stage, found.primary.confidence) == ("travel", Stage.CONVERSATION, 0.8)
 
 
-def test_confidence_grows_with_the_share_and_with_the_weight() -> None:
-    team = by_id(worker("a", "one", "two", "three"), worker("b", "one"), Agent(id="c", kind="x", description="four"))
+def test_without_an_estimate_the_conversation_stays_with_its_agent() -> None:
+    found = decide(Query(text="and then?", active_agent="travel"), policy=Policy(fallback="support"))
+    assert (found.primary.agent_id, found.stage) == ("travel", Stage.CONVERSATION)
 
-    def confidence(text: str) -> float:
-        return decide(Query(text=text), team).primary.confidence
 
-    assert confidence("one") <= 0.5, "two agents that fit equally share the belief"
-    assert confidence("one") < confidence("one two") < confidence("one two three") < confidence("two")
-    assert confidence("four") < confidence("two") < confidence("two three")
+def test_an_active_agent_that_is_gone_does_not_count() -> None:
+    found = decide(Query(text="and then?", active_agent="gone"), policy=Policy(fallback="support"))
+    assert (found.primary.agent_id, found.stage) == ("support", Stage.FALLBACK)
+
+
+def test_what_is_nobodys_goes_to_the_fallback_with_the_nearest_beside_it() -> None:
+    gathered = estimated(("travel", 0.6), ("support", 0.3), ("billing", 0.1), confidence=0.1, accepted=False)
+    found = decide(Query(text="sing"), gathered, Policy(fallback="support"))
+    assert (found.primary.agent_id, found.primary.confidence, found.stage) == ("support", 0.0, Stage.FALLBACK)
+    assert [candidate.agent_id for candidate in found.alternatives] == ["travel", "billing"]
+
+
+@pytest.mark.parametrize("fallback", [None, "gone"])
+def test_without_a_fallback_no_agent_fits_and_the_nearest_three_are_told(fallback: str | None) -> None:
+    gathered = estimated(("travel", 0.6), ("support", 0.3), ("billing", 0.1), confidence=0.1, accepted=False)
+    found = decide(Query(text="sing"), gathered, Policy(fallback=fallback))
+    assert (found.stage, found.margin) == (Stage.NONE, 0.0)
+    assert [candidate.agent_id for candidate in found.candidates] == ["travel", "support", "billing"]
+
+
+def test_nobody_is_nearest_where_there_are_no_agents() -> None:
+    assert route(Query(text="invoice"), {}, Signals(), Policy(fallback="support")).candidates == ()
+
+
+# --- a model's word
+
+
+def doubtful(confidence: float, *, accepted: bool = True) -> Route:
+    return decide(
+        Query(text="x"), estimated(("travel", 0.6), ("billing", 0.4), confidence=confidence, accepted=accepted)
+    )
+
+
+@pytest.mark.parametrize(
+    ("confidence", "wanted"), [(0.05, False), (0.1, True), (0.69, True), (0.7, False), (0.9, False)]
+)
+def test_a_model_is_asked_only_in_doubt(confidence: float, wanted: bool) -> None:
+    assert wants_verdict(doubtful(confidence), Policy()) is wanted
+    assert wants_verdict(doubtful(confidence), Policy(strategy=Strategy.LEARNED)) is False
+    assert wants_verdict(doubtful(confidence), Policy(strategy=Strategy.LLM)) is True
+
+
+def test_a_model_is_never_asked_about_what_is_certain() -> None:
+    for strategy in Strategy:
+        policy = Policy(strategy=strategy, doubt_to=1.1)
+        assert not wants_verdict(decide(Query(text="x", agent_id="billing")), policy)
+        assert not wants_verdict(decide(Query(text="x"), Signals(remembered="billing")), policy)
+        assert not wants_verdict(decide(Query(text="x", capability="booking")), policy)
+
+
+def test_a_verdict_puts_its_agent_first() -> None:
+    verdict = Verdict(agent_id="billing", confidence=0.9, secondary=("travel", "gone"), reasoning="money", model="m")
+    found = judged(doubtful(0.5), verdict, TEAM, Policy())
+    assert [candidate.agent_id for candidate in found.candidates] == ["billing", "travel"]
+    assert (found.stage, found.primary.confidence, found.secondary) == (Stage.LLM, 0.9, ("travel",))
+    assert found.reason == "m chose it: money"
+
+
+def test_a_verdict_for_an_agent_that_is_not_there_changes_nothing() -> None:
+    before = doubtful(0.5)
+    assert judged(before, Verdict(agent_id="gone", confidence=1.0), TEAM, Policy()) == before
+
+
+def test_a_verdict_that_nobody_fits_leads_to_the_fallback_or_to_nobody() -> None:
+    nobody = Verdict(agent_id=None, confidence=0.9, model="m")
+    found = judged(doubtful(0.5), nobody, TEAM, Policy(fallback="support"))
+    assert (found.primary.agent_id, found.stage) == ("support", Stage.FALLBACK)
+    found = judged(doubtful(0.5), nobody, TEAM, Policy())
+    assert (found.stage, found.candidates[0].agent_id) == (Stage.NONE, "travel")
+
+
+# --- exploration
+
+
+@given(st.floats(0, 1, exclude_max=True), st.sampled_from([0.01, 0.1, 0.2]))
+def test_exploring_gives_every_plausible_agent_its_logged_propensity(chance: float, rate: float) -> None:
+    policy = Policy(exploration=rate)
+    before = decide(Query(text="x"), estimated(("travel", 0.6), ("billing", 0.35), ("support", 0.01), confidence=0.9))
+    found = explored(before, policy, chance)
+    assert {candidate.agent_id for candidate in found.candidates} == {"travel", "billing", "support"}
+    assert found.primary.agent_id != "support"
+    if chance >= rate:
+        assert found.primary.agent_id == "travel"
+    expected = 1 - rate / 2 if found.primary.agent_id == "travel" else rate / 2
+    assert found.propensity == pytest.approx(expected)
+    assert found.explored is (found.primary.agent_id != "travel")
+
+
+@given(questions(), st.floats(0, 1, exclude_max=True))
+def test_only_estimates_are_explored(question: tuple[Query, dict[str, Agent], Signals, Policy], chance: float) -> None:
+    found = decided(question)
+    if found is None:
+        return
+    after = explored(found, question[3], chance)
+    if found.stage not in (Stage.LEXICAL, Stage.SEMANTIC, Stage.LEARNED) or question[3].exploration == 0:
+        assert after == found
+    assert 0 < after.propensity <= 1
+    assert set(after.candidates) == set(found.candidates)
 
 
 # --- actions

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from agent_orchestra.core.agent import Agent
-from agent_orchestra.core.routing import KeywordIndex, Query, Stage, route
+from agent_orchestra.core.classifier import Model, Turn, untaught
+from agent_orchestra.core.routing import Policy, Query, Route, Signals, Stage, route
 from agent_orchestra.settings import load_settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "orchestra.yaml"
@@ -54,23 +55,31 @@ def team() -> dict[str, Agent]:
     return {definition.id: definition.to_agent(definition.id) for definition in definitions}
 
 
+@pytest.fixture(scope="module")
+def model(team: dict[str, Agent]) -> Model:
+    return untaught(list(team.values()), {})
+
+
+def decided(model: Model, team: dict[str, Agent], text: str, turn: Turn | None = None) -> Route:
+    query = Query(text=text, active_agent=turn.previous if turn is not None else None)
+    return route(query, team, Signals(judgement=model.judge(text, turn=turn)), Policy(fallback="reception"))
+
+
 @pytest.mark.parametrize(("text", "expected"), [*EXPECTED, *MISSED])
-def test_the_right_agent_answers(team: dict[str, Agent], text: str, expected: str) -> None:
-    found = route(Query(text=text), team, KeywordIndex(team.values()).scores(text), "reception")
+def test_the_right_agent_answers(team: dict[str, Agent], model: Model, text: str, expected: str) -> None:
+    found = decided(model, team, text)
     assert found.primary.agent_id == expected, found
     assert (found.stage is Stage.FALLBACK) is (expected == "reception")
 
 
-def test_the_examples_of_the_definitions_are_routed_to_their_owners(team: dict[str, Agent]) -> None:
-    index = KeywordIndex(team.values())
+def test_the_examples_of_the_definitions_are_routed_to_their_owners(team: dict[str, Agent], model: Model) -> None:
     for agent in team.values():
         for example in agent.examples:
-            found = route(Query(text=example), team, index.scores(example), "reception")
+            found = decided(model, team, example)
             assert found.primary.agent_id == agent.id, (example, found)
 
 
-def test_a_follow_up_stays_with_the_agent_of_the_conversation(team: dict[str, Agent]) -> None:
-    text = "and what about the other one?"
-    query = Query(text=text, active_agent="travel")
-    found = route(query, team, KeywordIndex(team.values()).scores(text), "reception")
+def test_a_follow_up_stays_with_the_agent_of_the_conversation(team: dict[str, Agent], model: Model) -> None:
+    turn = Turn(previous="travel", last="Hotels are paid up to 160 euros a night.")
+    found = decided(model, team, "and what about the other one?", turn)
     assert (found.primary.agent_id, found.stage) == ("travel", Stage.CONVERSATION)

@@ -22,7 +22,7 @@ from agent_orchestra.core.stream import (
 
 ROUTE = Route(
     candidates=(Candidate(agent_id="a", confidence=0.75), Candidate(agent_id="b", confidence=0.125)),
-    stage=Stage.KEYWORDS,
+    stage=Stage.LEXICAL,
     reason="matched the words 'x'",
 )
 HEAD = (routed(ROUTE, request_id="r", conversation_id="c"), started(agent_id="a", instance_id="i"))
@@ -121,9 +121,12 @@ def test_the_shapes_of_the_events() -> None:
         "conversation_id": "c",
         "agent": "a",
         "confidence": 0.75,
-        "stage": "keywords",
+        "stage": "lexical",
         "reason": "matched the words 'x'",
+        "matched": None,
+        "margin": 1.0,
         "alternatives": [{"agent": "b", "confidence": 0.125}],
+        "secondary": [],
     }
     assert (second.position, second.type) == (2, StreamEventType.STARTED)
     assert second.data == {"agent": "a", "instance": "i"}

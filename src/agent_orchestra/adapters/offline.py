@@ -10,8 +10,8 @@ from typing import Any, Final, cast
 
 from agent_orchestra.core.agent import Agent
 from agent_orchestra.core.request import Reply
-from agent_orchestra.core.routing import terms
 from agent_orchestra.core.values import JsonObject
+from agent_orchestra.core.words import terms
 from agent_orchestra.errors import AttachmentNotSupported, Fault, InvalidAgent
 from agent_orchestra.runtime.executor import Call, Emit, Instance
 
@@ -86,8 +86,8 @@ def _checked(agent: Agent) -> tuple[Sequence[str], int]:
 class OfflineBackend:
     """Conforms to :class:`Backend`. The same question always gets the same answer.
 
-    Ranks passages by BM25 (Robertson et al., TREC-3, 1994; the ``bm25s`` library, variant "lucene") over the terms that
-    routing uses too, so that what routes a question to an agent also finds its passage.
+    Ranks passages by BM25 (Robertson et al., TREC-3, 1994; the ``bm25s`` library, variant "lucene") over words without
+    case, plural and stop words.
     """
 
     def __init__(self, knowledge: Sequence[str], most: int) -> None:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from agent_orchestra.core.message import Attachment
-from agent_orchestra.core.routing import Candidate, Route
+from agent_orchestra.core.routing import Candidate, Route, Stage, decided_json
 from agent_orchestra.core.values import Json, JsonObject, faults_in
 from agent_orchestra.errors import Fault, InvalidInput
 
@@ -169,19 +169,36 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The recorded end of a request that succeeded. ``timings`` are milliseconds a stage."""
+    """The recorded end of a request that succeeded.
+
+    ``agent`` is who answered; ``route`` is the decision, whose id is the request's. ``timings`` are milliseconds a
+    stage.
+    """
 
     request_id: str
     conversation_id: str
     agent: str
     instance: str
-    confidence: float
-    stage: str
-    reason: str
-    alternatives: tuple[Candidate, ...]
+    route: Route
     reply: Reply
     timings: Mapping[str, float]
     attempts: tuple[Attempt, ...]
+
+    @property
+    def confidence(self) -> float:
+        return self.route.primary.confidence
+
+    @property
+    def stage(self) -> Stage:
+        return self.route.stage
+
+    @property
+    def reason(self) -> str:
+        return self.route.reason
+
+    @property
+    def alternatives(self) -> tuple[Candidate, ...]:
+        return self.route.alternatives
 
     @property
     def output(self) -> str:
@@ -235,10 +252,7 @@ def answer_json(answer: Answer) -> dict[str, Json]:
         "conversation_id": answer.conversation_id,
         "agent": answer.agent,
         "instance": answer.instance,
-        "confidence": answer.confidence,
-        "stage": answer.stage,
-        "reason": answer.reason,
-        "alternatives": [{"agent": c.agent_id, "confidence": c.confidence} for c in answer.alternatives],
+        **decided_json(answer.route),
         **reply_json(answer.reply),
         "timings": dict(answer.timings),
         "attempts": [attempt_json(attempt) for attempt in answer.attempts],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from agent_orchestra.core.routing import Route
+from agent_orchestra.core.routing import Route, decided_json
 from agent_orchestra.core.values import JsonObject
 
 __all__ = ["END", "StreamEvent", "StreamEventType", "completed", "delta", "failed", "retell", "routed", "started"]
@@ -48,10 +48,7 @@ def routed(route: Route, *, request_id: str, conversation_id: str) -> StreamEven
             "request_id": request_id,
             "conversation_id": conversation_id,
             "agent": route.primary.agent_id,
-            "confidence": route.primary.confidence,
-            "stage": route.stage,
-            "reason": route.reason,
-            "alternatives": [{"agent": c.agent_id, "confidence": c.confidence} for c in route.alternatives],
+            **decided_json(route),
         },
     )
 
