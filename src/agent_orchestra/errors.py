@@ -7,14 +7,16 @@
     ├── Unauthenticated               no key, or one that is not known
     ├── Forbidden                     a known key without the scope
     ├── NotFound                      the thing that was named is not there
-    │   ├── AgentNotFound · ConversationNotFound · RequestNotFound · KeyNotFound
+    │   ├── AgentNotFound · ConversationNotFound · RequestNotFound · KeyNotFound · DecisionNotFound
     │   └── NoAgentMatches            no agent was named, and none fits
     ├── Conflict                      the thing is in another state than the caller thought
     │   ├── AgentExists · AgentDisabled · ConversationExists · ConversationBusy · SequenceConflict
-    │   └── IdempotencyMismatch · StreamMismatch
+    │   └── IdempotencyMismatch · StreamMismatch · NothingToRollBack
     ├── Unavailable                   the same call may succeed later
     │   ├── Overloaded · NoInstanceAvailable · ShuttingDown
     │   └── StorageUnavailable ── StorageFull
+    ├── EncoderFailed                 no vectors: what compares words alone carries on
+    ├── FitFailed                     nothing new was learned; what decided before goes on deciding
     ├── RunFailed                     accepted and recorded, and it did not succeed
     │   ├── AgentFailed · DeadlineExceeded · Interrupted · Superseded
     │   ├── AttachmentNotSupported    what answers cannot take such a part
@@ -53,7 +55,10 @@ __all__ = [
     "ConversationNotFound",
     "DatabaseTooNew",
     "DeadlineExceeded",
+    "DecisionNotFound",
+    "EncoderFailed",
     "Fault",
+    "FitFailed",
     "Forbidden",
     "ForeignDatabase",
     "IdempotencyMismatch",
@@ -77,6 +82,7 @@ __all__ = [
     "NoAgentMatches",
     "NoInstanceAvailable",
     "NotFound",
+    "NothingToRollBack",
     "OrchestraError",
     "OutputInvalid",
     "Overloaded",
@@ -171,6 +177,10 @@ class KeyNotFound(NotFound):
     code = "key_not_found"
 
 
+class DecisionNotFound(NotFound):
+    code = "decision_not_found"
+
+
 class NoAgentMatches(NotFound):
     code = "no_agent_matches"
 
@@ -208,6 +218,10 @@ class StreamMismatch(Conflict):
     code = "stream_mismatch"
 
 
+class NothingToRollBack(Conflict):
+    code = "nothing_to_roll_back"
+
+
 class Unavailable(OrchestraError):
     """``retry_after``: seconds after which the same call is worth another try."""
 
@@ -237,6 +251,22 @@ class StorageUnavailable(Unavailable):
 
 class StorageFull(StorageUnavailable):
     code = "storage_full"
+
+
+class EncoderFailed(OrchestraError):
+    """Texts could not be turned into vectors. What compares words alone carries on.
+
+    ``data`` holds, as far as they are known: ``encoder`` (its setting, or its folder), and for a vendor's
+    ``vendor_error``, the code of the :class:`ModelFailed` that it was.
+    """
+
+    code = "encoder_failed"
+
+
+class FitFailed(OrchestraError):
+    """What was learned could not be fitted anew. What decided before goes on deciding."""
+
+    code = "fit_failed"
 
 
 class RunFailed(OrchestraError):

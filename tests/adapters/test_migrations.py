@@ -10,16 +10,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from psycopg import sql
-from sqlalchemy import text
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from agent_orchestra.adapters.sql.database import Database, open_database, schema_differences
+from agent_orchestra.adapters.sql.database import Database, open_database, parse_url, schema_differences
+from agent_orchestra.adapters.sql.decisions import SqlDecisionLog
 from agent_orchestra.adapters.sql.keys import SqlKeyStore
 from agent_orchestra.adapters.sql.tables import HEAD, VERSION_TABLE, metadata
 from agent_orchestra.core.access import Key, Scope
+from agent_orchestra.core.routing import Candidate, Route, Stage
 from agent_orchestra.errors import ConfigurationError, DatabaseTooNew, ForeignDatabase
+from agent_orchestra.runtime.decisions import Decision
 from tests.services.postgres import PostgresServer
 
 _OPEN = """
@@ -37,6 +42,20 @@ asyncio.run(main())
 """
 
 
+#: A request, as the first release wrote it.
+_USED = """
+INSERT INTO conversations (tenant, id, input_policy, context, last_seq, created_ms, updated_ms)
+    VALUES ('acme', 'c1', 'reject', '{}', 1, 1000, 1000);
+INSERT INTO messages (tenant, conversation_id, seq, id, author, content, request_id, created_ms)
+    VALUES ('acme', 'c1', 1, 'm1', 'user', 'where is my parcel?', 'r1', 1000);
+INSERT INTO requests
+    (tenant, id, conversation_id, fingerprint, status, context, route, instance_id, lease_until_ms, created_ms)
+    VALUES ('acme', 'r1', 'c1', 'f', 'RUNNING', '{}',
+        '{"stage": "keywords", "reason": "matched a word", "candidates": [["orders", 0.75], ["billing", 0.125]]}',
+        'in-process', 2000, 1000)
+"""
+
+
 async def _opened(url: str) -> None:
     database = await open_database(url)
     await database.close()
@@ -48,6 +67,23 @@ async def _perform(url: str, *statements: str) -> None:
         for statement in statements:
             await connection.execute(text(statement))
     await database.close()
+
+
+async def _of_first_release(url: str) -> None:
+    """Makes a database as the first release did, with a request on record."""
+    engine = create_async_engine(parse_url(url))
+    async with engine.begin() as connection:
+        await connection.run_sync(_at_first_version)
+        for statement in _USED.split(";"):
+            await connection.exec_driver_sql(statement)
+    await engine.dispose()
+
+
+def _at_first_version(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", "agent_orchestra.adapters.sql:migrations")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "0001")
 
 
 def _digest(path: Path) -> str:
@@ -107,6 +143,50 @@ async def test_opening_again_keeps_what_is_there(database_url: str) -> None:
 
     assert await SqlKeyStore(second).get("a1") == key
     await second.close()
+
+
+class TestFirstRelease:
+    """A database as the first release made it, in use since."""
+
+    async def test_opening_brings_it_up_to_date_and_keeps_what_is_there(self, database_url: str) -> None:
+        await _of_first_release(database_url)
+        before = await schema_differences(database_url)
+
+        database = await open_database(database_url)
+        decision = await SqlDecisionLog(database).find("acme", "r1")
+        await database.close()
+
+        assert before == [f"the schema is at version 0001, and {HEAD} is current"]
+        assert await schema_differences(database_url) == []
+        assert decision == Decision(
+            id="r1",
+            tenant="acme",
+            text="where is my parcel?",
+            conversation_id="c1",
+            route=Route(
+                candidates=(
+                    Candidate(agent_id="orders", confidence=0.75),
+                    Candidate(agent_id="billing", confidence=0.125),
+                ),
+                stage=Stage.LEXICAL,
+                reason="matched a word",
+            ),
+            executed=True,
+            created_ms=1_000,
+        )
+
+    async def test_an_open_database_that_is_behind_is_told(self, database: Database) -> None:
+        async with database.write() as connection:
+            await connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
+
+        assert await database.ready() == {"reachable": True, "migrations": False}
+
+    async def test_many_that_open_it_at_once_bring_it_up_to_date_once(self, database_url: str) -> None:
+        await _of_first_release(database_url)
+
+        await asyncio.gather(*(_opened(database_url) for _ in range(8)))
+
+        assert await schema_differences(database_url) == []
 
 
 async def test_many_that_open_a_new_database_at_once_make_it_once(database_url: str) -> None:

@@ -39,7 +39,7 @@ ROUTE = Route(
         Candidate(agent_id="orders", confidence=0.8125),
         Candidate(agent_id="billing", confidence=0.125),
     ),
-    stage=Stage.KEYWORDS,
+    stage=Stage.LEXICAL,
     reason="matched the words 'größe', '注文'",
 )
 
@@ -101,10 +101,7 @@ def answer(entry: Accepted, output: str = "It left Zürich on Tuesday. 🚚", va
         conversation_id=entry.conversation.id,
         agent=ROUTE.primary.agent_id,
         instance=entry.instance_id,
-        confidence=ROUTE.primary.confidence,
-        stage=ROUTE.stage,
-        reason=ROUTE.reason,
-        alternatives=ROUTE.alternatives,
+        route=ROUTE,
         reply=Reply(
             output=output,
             value=value,

@@ -26,7 +26,7 @@ from agent_orchestra.core.request import (
     attempt_json,
     reply_json,
 )
-from agent_orchestra.core.routing import Candidate, Route, Stage
+from agent_orchestra.core.routing import route_json, route_of
 from agent_orchestra.errors import (
     ConversationBusy,
     ConversationNotFound,
@@ -251,7 +251,7 @@ class SqlRunLog:
                 "fingerprint": request.fingerprint,
                 "status": RequestStatus.RUNNING,
                 "context": encode(request.context),
-                "route": encode(_route_json(entry.route)),
+                "route": encode(route_json(entry.route)),
                 "instance_id": entry.instance_id,
                 "outcome": None,
                 "answer_seq": None,
@@ -420,14 +420,6 @@ def conversation_missing(conversation_id: str) -> ConversationNotFound:
     return ConversationNotFound(f"there is no conversation '{conversation_id}'; leave it out to begin a new one")
 
 
-def _route_json(route: Route) -> Mapping[str, object]:
-    return {
-        "stage": route.stage,
-        "reason": route.reason,
-        "candidates": [[c.agent_id, c.confidence] for c in route.candidates],
-    }
-
-
 def _answer_json(answer: Answer) -> Mapping[str, object]:
     # The output is the agent's message: it is not stored twice.
     reply = {name: value for name, value in reply_json(answer.reply).items() if name != "output"}
@@ -477,12 +469,7 @@ def _record_of(row: tuple[object, ...]) -> Record:
     request_id, conversation_id, print_, status, route_, instance_id, outcome_, content = cast(
         "tuple[str, str, str, str, object, str, object, str | None]", row
     )
-    stored = cast("dict[str, Any]", decode(route_))
-    route = Route(
-        candidates=tuple(Candidate(agent_id=a, confidence=c) for a, c in stored["candidates"]),
-        stage=Stage(stored["stage"]),
-        reason=stored["reason"],
-    )
+    route = route_of(cast("dict[str, Any]", decode(route_)))
     outcome = cast("dict[str, Any] | None", decode(outcome_))
     end: Answer | Failure | None = None
     if outcome is not None:
@@ -501,10 +488,7 @@ def _record_of(row: tuple[object, ...]) -> Record:
                 conversation_id=conversation_id,
                 agent=route.primary.agent_id,
                 instance=outcome.get("instance", instance_id),
-                confidence=route.primary.confidence,
-                stage=route.stage,
-                reason=route.reason,
-                alternatives=route.alternatives,
+                route=route,
                 reply=_reply_of(outcome, content or ""),
                 timings=outcome["timings"],
                 attempts=attempts,

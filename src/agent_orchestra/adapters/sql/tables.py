@@ -8,9 +8,11 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    Double,
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     String,
@@ -21,10 +23,24 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-__all__ = ["HEAD", "VERSION_TABLE", "agents", "conversations", "events", "keys", "messages", "metadata", "requests"]
+__all__ = [
+    "HEAD",
+    "VERSION_TABLE",
+    "agents",
+    "conversations",
+    "decisions",
+    "events",
+    "feedback",
+    "keys",
+    "messages",
+    "metadata",
+    "requests",
+    "routing_versions",
+    "vectors",
+]
 
 #: The newest migration. A constant, so that a start on a current database need not import Alembic.
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 VERSION_TABLE: Final = "orchestra_schema_version"
 
 metadata = MetaData(
@@ -139,4 +155,68 @@ keys = Table(
     Column("digest", String(64), nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Column("revoked_ms", BigInteger),
+)
+
+#: Decisions that no request carries: the others are in the rows of their requests.
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("tenant", String(64), nullable=False),
+    Column("id", String(36), nullable=False),
+    Column("conversation_id", String(64)),
+    Column("content", Text, nullable=False),
+    Column("route", _JSON, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("tenant", "id"),
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("sequence", _SEQUENCE, primary_key=True, autoincrement=True),
+    Column("tenant", String(64), nullable=False),
+    Column("decision_id", String(36), nullable=False),
+    Column("content", Text, nullable=False),
+    Column("agent_id", String(64)),
+    Column("rejected", String(64)),
+    Column("source", String(16), nullable=False),
+    Column("author", String(320), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Index(None, "tenant", "sequence"),
+    sqlite_autoincrement=True,
+)
+
+routing_versions = Table(
+    "routing_versions",
+    metadata,
+    Column("tenant", String(64), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("encoder", String(256), nullable=False),
+    Column("feedback_seq", BigInteger, nullable=False),
+    Column("definitions", String(64), nullable=False),
+    Column("examples", Integer, nullable=False),
+    Column("loss", Double),
+    Column("champion_loss", Double),
+    Column("created_ms", BigInteger, nullable=False),
+    #: Last, because SQLite reads through a large value to come to what stands behind it.
+    Column("learned", LargeBinary),
+    PrimaryKeyConstraint("tenant", "number"),
+    Index(
+        "ix_routing_versions_active",
+        "tenant",
+        unique=True,
+        sqlite_where=text("state = 'active'"),
+        postgresql_where=text("state = 'active'"),
+    ),
+)
+
+vectors = Table(
+    "vectors",
+    metadata,
+    Column("tenant", String(64), nullable=False),
+    Column("encoder", String(256), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("vector", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("tenant", "encoder", "digest"),
 )
