@@ -41,6 +41,13 @@ class Models(Protocol):
         """
         ...
 
+    async def prepare(self, model: str) -> None:
+        """Makes ready what the first call of a model would have to wait for; the vendor is not asked.
+
+        Raises :class:`InvalidInput`, :class:`MissingExtra` and :class:`ProviderKeyMissing` as that call would.
+        """
+        ...
+
     async def check(self, *, fresh: bool = False) -> Sequence[ProviderStatus]:
         """How each provider is, by one cheap call; what is younger than a minute is not asked again but with ``fresh``.
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from pydantic_ai.messages import (
     BinaryContent,
+    InstructionPart,
     ModelMessage,
     ModelRequest,
     ModelRequestPart,
@@ -58,7 +59,7 @@ async def ask(model: VendorModel, prompt: Prompt, emit: Emit | None = None) -> R
     check(model, prompt)
     messages = messages_of(prompt)
     settings = settings_of(prompt, model.profile)
-    parameters = _parameters(prompt)
+    parameters = _parameters(prompt, model.profile)
     if emit is None:
         response = await model.request(messages, settings, parameters)
         return _finished(response, model, prompt, None)
@@ -169,7 +170,7 @@ def _takes_temperature(profile: ModelProfile) -> bool:
     return not (profile.get("openai_supports_reasoning") and reasons)
 
 
-def _parameters(prompt: Prompt) -> ModelRequestParameters:
+def _parameters(prompt: Prompt, profile: ModelProfile) -> ModelRequestParameters:
     if not prompt.tools and prompt.output_schema is None:
         return _NO_PARAMETERS
     tools = [
@@ -179,7 +180,13 @@ def _parameters(prompt: Prompt) -> ModelRequestParameters:
     if prompt.output_schema is None:
         return ModelRequestParameters(function_tools=tools)
     output = OutputObjectDefinition(json_schema=dict(prompt.output_schema), name="output")
-    return ModelRequestParameters(function_tools=tools, output_mode="native", output_object=output)
+    if profile.get("supports_json_schema_output"):
+        return ModelRequestParameters(function_tools=tools, output_mode="native", output_object=output)
+    # The schema is put into words after the instructions, which are read from here alone then.
+    instructions = [InstructionPart(content=prompt.instructions)] if prompt.instructions else None
+    return ModelRequestParameters(
+        function_tools=tools, output_mode="prompted", output_object=output, instruction_parts=instructions
+    )
 
 
 def messages_of(prompt: Prompt) -> list[ModelMessage]:

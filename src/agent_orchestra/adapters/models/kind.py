@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 
 from agent_orchestra.adapters.models.backend import PromptBackend, vendor_model
 from agent_orchestra.adapters.models.definition import PromptSettings, checked, schema
@@ -164,6 +165,11 @@ class VendorModels:
             return await ask(made, prompt, emit)
         except ListenerFailed as error:
             raise error.__cause__ or error from None
+
+    async def prepare(self, model: str) -> None:
+        name = parse(model)
+        await vendor_model(self._providers[name.vendor.name], name)
+        await asyncio.to_thread(import_module, "agent_orchestra.adapters.models.asking")
 
     async def check(self, *, fresh: bool = False) -> Sequence[ProviderStatus]:
         return await self._providers.check(fresh=fresh)
