@@ -8,30 +8,42 @@ import re
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import structlog
 
+from agent_orchestra.adapters.fitting import ProcessFitter
 from agent_orchestra.adapters.function import FunctionKind, wrapped
 from agent_orchestra.adapters.models.kind import PromptKind, VendorModels
 from agent_orchestra.adapters.models.providers import Providers
-from agent_orchestra.adapters.models.vendors import VENDORS, ProviderConfig
+from agent_orchestra.adapters.models.vendors import VENDORS, ProviderConfig, parse
 from agent_orchestra.adapters.offline import OfflineKind
+from agent_orchestra.adapters.own_router import own_router
 from agent_orchestra.adapters.sql.agents import SqlAgentStore
 from agent_orchestra.adapters.sql.conversations import SqlConversationStore
 from agent_orchestra.adapters.sql.database import Database, open_database, schema_differences
+from agent_orchestra.adapters.sql.decisions import SqlDecisionLog
 from agent_orchestra.adapters.sql.keys import SqlKeyStore
+from agent_orchestra.adapters.sql.learning import SqlFeedbackLog, SqlVectorStore, SqlVersions
 from agent_orchestra.adapters.sql.runlog import SqlRunLog
-from agent_orchestra.errors import ConfigurationError
+from agent_orchestra.core.routing import Policy, Rule, Strategy
+from agent_orchestra.errors import ConfigurationError, EncoderFailed
+from agent_orchestra.runtime.classifying import Classifiers
 from agent_orchestra.runtime.conversations import Conversations, Turns
 from agent_orchestra.runtime.dispatcher import Dispatcher
+from agent_orchestra.runtime.embeddings import Embeddings
+from agent_orchestra.runtime.encoding import Encoder
 from agent_orchestra.runtime.executor import Executor
+from agent_orchestra.runtime.judging import Judge
 from agent_orchestra.runtime.keys import Keys
+from agent_orchestra.runtime.learning import Learner, LearningPolicy
 from agent_orchestra.runtime.models import Models
 from agent_orchestra.runtime.orchestra import DEFAULT_TENANT, Orchestra
 from agent_orchestra.runtime.registry import Kind, Registry
 from agent_orchestra.runtime.router import Router
+from agent_orchestra.runtime.routing import Routing
 from agent_orchestra.runtime.telemetry import Log, Telemetry
 from agent_orchestra.settings import (
     DatabaseSettings,
@@ -42,7 +54,16 @@ from agent_orchestra.settings import (
     without_effect,
 )
 
-__all__ = ["check_schema", "open_from_settings", "open_models", "open_storage", "opened"]
+__all__ = [
+    "check_schema",
+    "install_encoder",
+    "open_from_settings",
+    "open_models",
+    "open_storage",
+    "opened",
+    "opened_encoder",
+    "routing_parts",
+]
 
 _FOR_EVER_MS = 1 << 62
 
@@ -77,7 +98,8 @@ async def open_from_settings(
             await run_log.reap(_FOR_EVER_MS)
         await database.share()
         providers = _providers(settings)
-        orchestra = _assembled(settings, database, run_log, telemetry, providers)
+        encoder, encoder_fault = await _encoder(settings, providers, telemetry)
+        orchestra = _assembled(settings, database, run_log, telemetry, providers, encoder, encoder_fault)
         configured = None if settings.agents is None else [d.to_agent(d.id) for d in settings.agents]
         try:
             await orchestra.start(configured)
@@ -147,7 +169,13 @@ def _is_url(text: str) -> bool:
 
 
 def _assembled(
-    settings: Settings, database: Database, run_log: SqlRunLog, telemetry: Telemetry, providers: Providers
+    settings: Settings,
+    database: Database,
+    run_log: SqlRunLog,
+    telemetry: Telemetry,
+    providers: Providers,
+    encoder: Encoder | None,
+    encoder_fault: str | None,
 ) -> Orchestra:
     allowed = settings.functions.allowed_modules
     offline = OfflineKind()
@@ -159,9 +187,23 @@ def _assembled(
     orchestrator, conversing = settings.orchestrator, settings.conversations
     registry = Registry(store=SqlAgentStore(database), kinds=kinds, shared_tenant=DEFAULT_TENANT, telemetry=telemetry)
     turns = Turns()
+    conversations = Conversations(
+        store=SqlConversationStore(database), turns=turns, default_policy=conversing.input_policy
+    )
+    models = VendorModels(providers)
+    router, routing = routing_parts(
+        settings,
+        database,
+        registry=registry,
+        conversations=conversations,
+        models=models,
+        telemetry=telemetry,
+        encoder=encoder,
+        encoder_fault=encoder_fault,
+    )
     dispatcher = Dispatcher(
         registry=registry,
-        router=Router(fallback=orchestrator.fallback_agent),
+        router=router,
         executor=Executor(balanced=orchestrator.load_balancing.enabled, max_output_chars=orchestrator.max_output_chars),
         log=run_log,
         leases=run_log,
@@ -175,16 +217,144 @@ def _assembled(
     return Orchestra(
         registry=registry,
         dispatcher=dispatcher,
-        conversations=Conversations(
-            store=SqlConversationStore(database), turns=turns, default_policy=conversing.input_policy
-        ),
+        conversations=conversations,
         keys=Keys(SqlKeyStore(database)),
+        routing=routing,
         log=run_log,
-        models=VendorModels(providers),
+        models=models,
         wrap=wrapped,
         storage=database,
         watch_seconds=settings.registry.refresh_seconds,
     )
+
+
+def routing_parts(
+    settings: Settings,
+    database: Database,
+    *,
+    registry: Registry,
+    conversations: Conversations,
+    models: Models,
+    telemetry: Telemetry,
+    encoder: Encoder | None = None,
+    encoder_fault: str | None = None,
+) -> tuple[Router, Routing]:
+    """What decides, and what people do with decisions. ``encoder_fault``: why there is no encoder, if one is set."""
+    routing, strategy = settings.routing, settings.orchestrator.routing_strategy
+    decisions, feedback, versions = SqlDecisionLog(database), SqlFeedbackLog(database), SqlVersions(database)
+    embeddings = None
+    if encoder is not None:
+        embeddings = Embeddings(encoder, SqlVectorStore(database), timeout=routing.encoder_timeout, telemetry=telemetry)
+    classifiers = Classifiers(
+        strategy=strategy,
+        embeddings=embeddings,
+        versions=versions,
+        feedback=feedback,
+        shared_tenant=DEFAULT_TENANT,
+        telemetry=telemetry,
+    )
+    learner = Learner(
+        classifiers=classifiers,
+        registry=registry,
+        feedback=feedback,
+        versions=versions,
+        fitter=ProcessFitter(),
+        policy=LearningPolicy(
+            enabled=routing.learning.enabled, feedback=routing.learning.feedback, seconds=routing.learning.seconds
+        ),
+        telemetry=telemetry,
+    )
+    router = Router(
+        policy=_policy(settings),
+        classifier=classifiers,
+        log=decisions,
+        listener=learner,
+        telemetry=telemetry,
+        rules=[Rule(agent_id=rule.agent, phrases=rule.phrases) for rule in routing.rules],
+        own=own_router(routing.custom, timeout=routing.custom_timeout) if routing.custom is not None else None,
+        judge=_judge(settings, models),
+    )
+    return router, Routing(
+        router=router,
+        registry=registry,
+        conversations=conversations,
+        decisions=decisions,
+        classifiers=classifiers,
+        learner=learner,
+        versions=versions,
+        models=models,
+        model=routing.llm.model,
+        encoder_fault=encoder_fault,
+        history_messages=settings.conversations.history_messages,
+    )
+
+
+def _policy(settings: Settings) -> Policy:
+    routing = settings.routing
+    return Policy(
+        strategy=settings.orchestrator.routing_strategy,
+        fallback=settings.orchestrator.fallback_agent,
+        doubt_from=routing.llm.doubt_from,
+        doubt_to=routing.llm.doubt_to,
+        exploration=routing.exploration,
+    )
+
+
+def _judge(settings: Settings, models: Models) -> Judge | None:
+    llm = settings.routing.llm
+    if llm.model is None or settings.orchestrator.routing_strategy not in (Strategy.HYBRID, Strategy.LLM):
+        return None
+    parse(llm.model, path="routing.llm.model")
+    return Judge(
+        models,
+        model=llm.model,
+        timeout=llm.timeout,
+        calls_per_minute=llm.calls_per_minute,
+        usd_per_day=llm.usd_per_day,
+    )
+
+
+async def _encoder(settings: Settings, providers: Providers, telemetry: Telemetry) -> tuple[Encoder | None, str | None]:
+    """The encoder of the settings, or why there is none: routing goes on without it."""
+    if settings.routing.encoder is None or settings.orchestrator.routing_strategy is Strategy.SIMPLE:
+        return None, None
+    try:
+        return await _opened_encoder(settings, settings.routing.encoder, providers), None
+    except (ConfigurationError, EncoderFailed) as error:
+        telemetry.warn("encoder_unavailable", code=error.code, reason=error.detail)
+        return None, error.detail
+
+
+def install_encoder(settings: Settings, name: str, file: str | None) -> Path:
+    """Fetches an encoder from the hub; its folder. Raises :class:`ConfigurationError` and :class:`Unavailable`."""
+    from agent_orchestra.adapters.encoders.hub import install
+
+    return install(name, settings.routing.encoder_folder, file=file)
+
+
+async def _opened_encoder(settings: Settings, setting: str, providers: Providers) -> Encoder:
+    from agent_orchestra.adapters.encoders.opening import open_encoder
+    from agent_orchestra.adapters.models.embeddings import open_vendor_encoder
+
+    vendor = partial(open_vendor_encoder, providers)
+    return await open_encoder(setting, vendor=vendor, into=settings.routing.encoder_folder)
+
+
+@asynccontextmanager
+async def opened_encoder(settings: Settings) -> AsyncGenerator[Encoder | None]:
+    """The encoder of the settings alone; none where they name none. Raises :class:`ConfigurationError`."""
+    if settings.routing.encoder is None:
+        yield None
+        return
+    providers = _providers(settings)
+    try:
+        encoder = await _opened_encoder(settings, settings.routing.encoder, providers)
+        try:
+            yield encoder
+        finally:
+            await encoder.close()
+    finally:
+        await providers.close()
 
 
 def _import_from(config: Path) -> None:

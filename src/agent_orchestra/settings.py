@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from agent_orchestra.core.agent import Agent
 from agent_orchestra.core.conversation import InputPolicy
+from agent_orchestra.core.routing import Strategy
 from agent_orchestra.definitions import AgentDefinition
 from agent_orchestra.errors import ConfigurationError
 
@@ -66,8 +67,9 @@ class Metrics(_Section):
 
 
 class Orchestrator(_Section):
-    routing_strategy: Literal["simple", "hybrid"] = "hybrid"
-    """``hybrid`` uses every stage there is, cheapest first; ``simple`` is those of names, capabilities and words."""
+    routing_strategy: Strategy = Strategy.HYBRID
+    """``simple`` compares words, ``semantic`` meanings too, ``learned`` uses examples and feedback besides; ``hybrid``
+    asks a model where all that leaves a doubt, ``llm`` asks it always. What is not configured is left out."""
     fallback_agent: str | None = None
     """The agent that answers when no other matches."""
     max_concurrent_requests: Annotated[int, Field(ge=1, le=100_000)] = 100
@@ -79,6 +81,52 @@ class Orchestrator(_Section):
     """The longest output that an agent may give."""
     load_balancing: LoadBalancing = LoadBalancing()
     circuit_breaker: CircuitBreaker = CircuitBreaker()
+
+
+class RoutingRule(_Section):
+    agent: str
+    phrases: Annotated[tuple[Annotated[str, Field(pattern=r"\w")], ...], Field(min_length=1, max_length=1_000)]
+    """A request that has one of them, as whole words in whatever case, goes to the agent."""
+
+
+class RoutingModel(_Section):
+    model: str | None = None
+    """Such as ``local:llama3.2`` or ``anthropic:claude-haiku-4-5``. Without one, no model is asked."""
+    doubt_from: Annotated[float, Field(ge=0, le=1)] = 0.1
+    doubt_to: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """With ``hybrid`` the model is asked where the confidence lies from the one to below the other."""
+    timeout: Seconds = 5.0
+    """Seconds until the decision that was made without the model stands."""
+    calls_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] = 60
+    usd_per_day: Annotated[float, Field(gt=0)] | None = None
+    """Of this process, as far as prices are known."""
+
+
+class RoutingLearning(_Section):
+    enabled: bool = True
+    feedback: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    """Entries of feedback after which what was learned is fitted anew."""
+    seconds: Seconds = 300.0
+    """Seconds after which fewer are enough."""
+
+
+class Routing(_Section):
+    encoder: str | None = None
+    """What turns texts into vectors: a folder with model.onnx and tokenizer.json, a name of the Hugging Face hub that
+    ``orchestra encoder install`` has fetched, or a vendor's model such as ``openai:text-embedding-3-small``."""
+    encoder_folder: Path | None = None
+    """Where ``orchestra encoder install`` keeps what it fetches; else the user's cache."""
+    encoder_timeout: Seconds = 2.0
+    """Seconds until a request is routed by its words alone."""
+    custom: str | None = None
+    """A function of one's own that chooses first, as ``module:function``."""
+    custom_timeout: Seconds = 1.0
+    rules: tuple[RoutingRule, ...] = ()
+    """They win over every estimate. The first that matches holds."""
+    exploration: Annotated[float, Field(ge=0, le=0.2)] = 0.0
+    """The share of estimated decisions in which another plausible agent is tried, to learn from it."""
+    llm: RoutingModel = RoutingModel()
+    learning: RoutingLearning = RoutingLearning()
 
 
 class Server(_Section):
@@ -164,6 +212,7 @@ class Settings(BaseSettings):
     database: DatabaseSettings = DatabaseSettings()
     conversations: ConversationSettings = ConversationSettings()
     functions: Functions = Functions()
+    routing: Routing = Routing()
     providers: Providers = Providers()
     registry: Registry = Registry()
     metrics: Metrics = Metrics()

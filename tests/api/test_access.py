@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,13 @@ OPERATIONS: tuple[tuple[str, str, Scope, Mapping[str, Any] | None], ...] = (
     ("GET", "/v1/conversations/x/messages", Scope.READ, None),
     ("POST", "/v1/conversations/x/messages", Scope.RUN, {"content": "hi"}),
     ("POST", "/v1/conversations/x/process", Scope.RUN, {"content": "hi"}),
+    ("POST", "/v1/route", Scope.RUN, {"content": "hi"}),
+    ("GET", "/v1/decisions", Scope.READ, None),
+    ("GET", "/v1/decisions/x", Scope.READ, None),
+    ("POST", "/v1/feedback", Scope.RUN, {"decision_id": "x", "opinion": "right"}),
+    ("GET", "/v1/routing/report", Scope.READ, None),
+    ("POST", "/v1/routing/rollback", Scope.ADMIN, None),
+    ("POST", "/v1/agents/x/suggestions", Scope.ADMIN, {}),
 )
 
 
@@ -51,10 +59,7 @@ async def test_every_operation_is_listed_above(served: Served) -> None:
         for old, changed in names.items():
             path = path.replace(old, changed)  # noqa: PLW2901
         listed.add((method, path[:-2] + "/{}" if path.endswith("/x") else path))
-    plain = {
-        (m, p.replace("{agent_id}", "{}").replace("{conversation_id}", "{}").replace("{request_id}", "{}"))
-        for m, p in described
-    }
+    plain = {(m, re.sub(r"{\w+}", "{}", p)) for m, p in described}
     assert plain - listed == {("GET", "/healthz"), ("GET", "/readyz")}
     assert listed <= plain
 

@@ -31,7 +31,10 @@ async def test_an_answer_says_who_answered_and_why(served: Served) -> None:
         "confidence",
         "stage",
         "reason",
+        "matched",
+        "margin",
         "alternatives",
+        "secondary",
         "output",
         "value",
         "tool_calls",
@@ -40,13 +43,14 @@ async def test_an_answer_says_who_answered_and_why(served: Served) -> None:
         "timings",
         "attempts",
     }
-    assert (answer["agent"], answer["instance"], answer["stage"]) == ("billing", "in-process", "keywords")
+    assert (answer["agent"], answer["instance"], answer["stage"]) == ("billing", "in-process", "lexical")
     assert answer["output"] == "a refund of my invoice"
     assert answer["value"] is None
     assert 0 < answer["confidence"] <= 1
     assert [alternative["agent"] for alternative in answer["alternatives"]] == ["travel"]
     assert answer["alternatives"][0]["confidence"] < answer["confidence"]
-    assert "'invoice'" in answer["reason"]
+    assert answer["reason"] == "nearest to its keywords 'refund'"
+    assert answer["matched"] == {"kind": "keywords", "text": "refund"}
     assert answer["usage"] == USAGE
     assert (answer["generation"], answer["tool_calls"]) == (None, [])
     assert {"load", "route", "accept", "run", "total"} <= set(answer["timings"])
@@ -114,8 +118,8 @@ async def test_each_way_to_choose_an_agent() -> None:
             ("a refund", {"agent_id": "travel"}, "travel", "explicit"),
             ("a refund", {"capability": "bookings"}, "travel", "capability"),
             ("a refund", {"capability": "PAYMENTS"}, "billing", "capability"),
-            ("a refund", {}, "billing", "keywords"),
-            ("my flights", {}, "travel", "keywords"),
+            ("a refund", {}, "billing", "lexical"),
+            ("my flights", {}, "travel", "lexical"),
             ("blue or green", {}, "reception", "fallback"),
             ("a refund", {"agent_id": "travel", "capability": "bookings"}, "travel", "explicit"),
         )
@@ -132,7 +136,7 @@ async def test_the_conversation_keeps_its_agent(served: Served) -> None:
     second = await served.answer("and then", conversation_id=conversation_id)
     assert (second["agent"], second["stage"]) == ("billing", "conversation")
     third = await served.answer("a flight", conversation_id=conversation_id)
-    assert (third["agent"], third["stage"]) == ("travel", "keywords")
+    assert (third["agent"], third["stage"]) == ("travel", "lexical")
     conversation = (await served.client.get(f"/v1/conversations/{conversation_id}")).json()
     assert (conversation["active_agent"], conversation["last_seq"]) == ("travel", 6)
     fourth = await served.answer("and then", conversation_id=conversation_id)

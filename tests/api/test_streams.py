@@ -62,7 +62,7 @@ async def test_a_stream_tells_the_events_of_the_one_call(served: Served) -> None
     request_id = agent.calls[0].request_id
     assert {told.id.rpartition(":")[0] for told in events} == {request_id}
     assert (routed.position, started.position) == ("1", "2")
-    assert (routed.data["agent"], routed.data["stage"]) == ("tells", "keywords")
+    assert (routed.data["agent"], routed.data["stage"]) == ("tells", "lexical")
     assert routed.data["request_id"] == request_id
     assert started.data == {"agent": "tells", "instance": "in-process"}
     assert [told.data["text"] for told in events if told.type == "delta"] == [piece for piece in PIECES if piece]

@@ -131,7 +131,7 @@ def test_ask_answers(folder: Path) -> None:
 
 def test_ask_prints_json_and_goes_on(folder: Path) -> None:
     first = json.loads(succeeds("ask", "a refund", "--json", "--user", "ann", cwd=folder))
-    assert (first["agent"], first["stage"]) == ("billing", "keywords")
+    assert (first["agent"], first["stage"]) == ("billing", "lexical")
     more = ("--conversation", first["conversation_id"], "--capability", "refunds")
     second = json.loads(succeeds("ask", "another", "--json", *more, cwd=folder))
     assert second["conversation_id"] == first["conversation_id"]

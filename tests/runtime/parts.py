@@ -17,18 +17,20 @@ from agent_orchestra.adapters.sql.conversations import SqlConversationStore
 from agent_orchestra.adapters.sql.database import open_database
 from agent_orchestra.adapters.sql.keys import SqlKeyStore
 from agent_orchestra.adapters.sql.runlog import SqlRunLog
+from agent_orchestra.bootstrap import routing_parts
 from agent_orchestra.core.agent import Agent, Limits
 from agent_orchestra.core.conversation import InputPolicy
 from agent_orchestra.core.request import Answer, Failure, Record, Request, RequestStatus
 from agent_orchestra.core.stream import StreamEvent, StreamEventType
 from agent_orchestra.runtime.conversations import Conversations, Turns
 from agent_orchestra.runtime.dispatcher import Accepted, Dispatcher, Loaded
+from agent_orchestra.runtime.encoding import Encoder
 from agent_orchestra.runtime.executor import Call, Executor
 from agent_orchestra.runtime.keys import Keys
 from agent_orchestra.runtime.orchestra import DEFAULT_TENANT, Function, Orchestra
 from agent_orchestra.runtime.registry import Kind, Registered, Registry
-from agent_orchestra.runtime.router import Router
 from agent_orchestra.runtime.telemetry import Telemetry
+from agent_orchestra.settings import Orchestrator, Settings
 
 KINDS: Mapping[str, Kind] = {"function": FunctionKind(allowed=()), "offline": OfflineKind()}
 
@@ -134,6 +136,8 @@ async def opened(
     configured: Sequence[Agent] | None = None,
     kinds: Mapping[str, Kind] = KINDS,
     fallback: str | None = None,
+    settings: Settings | None = None,
+    encoder: Encoder | None = None,
     policy: InputPolicy = InputPolicy.ENQUEUE,
     history_messages: int = 50,
     max_concurrent: int = 100,
@@ -143,7 +147,7 @@ async def opened(
     grace_seconds: float = 0.1,
     detailed: bool = False,
 ) -> AsyncGenerator[Parts]:
-    """An orchestra of real parts on ``orchestra.db`` in the folder."""
+    """An orchestra of real parts on ``orchestra.db`` in the folder. ``settings``: of its routing."""
     database = await open_database(f"sqlite:///{folder / 'orchestra.db'}")
     try:
         await database.share()
@@ -154,9 +158,20 @@ async def opened(
             store=SqlAgentStore(database), kinds=kinds, shared_tenant=DEFAULT_TENANT, telemetry=telemetry
         )
         turns = Turns()
+        conversations = Conversations(store=SqlConversationStore(database), turns=turns, default_policy=policy)
+        models = VendorModels(Providers({}))
+        router, routing = routing_parts(
+            settings or Settings(orchestrator=Orchestrator(fallback_agent=fallback)),
+            database,
+            registry=registry,
+            conversations=conversations,
+            models=models,
+            telemetry=telemetry,
+            encoder=encoder,
+        )
         dispatcher = Dispatcher(
             registry=registry,
-            router=Router(fallback=fallback),
+            router=router,
             executor=Executor(balanced=True, max_output_chars=max_output_chars),
             log=log,
             leases=log,
@@ -170,10 +185,11 @@ async def opened(
         orchestra = Orchestra(
             registry=registry,
             dispatcher=dispatcher,
-            conversations=Conversations(store=SqlConversationStore(database), turns=turns, default_policy=policy),
+            conversations=conversations,
             keys=Keys(SqlKeyStore(database)),
+            routing=routing,
             log=log,
-            models=VendorModels(Providers({})),
+            models=models,
             wrap=wrapped,
             storage=database,
             watch_seconds=watch_seconds,

@@ -555,7 +555,7 @@ async def test_an_answer_tells_all_about_itself(tmp_path: Path) -> None:
     async with opened(tmp_path) as parts:
         await parts.agent("scripted", ScriptedAgent([{"n": 1}]))
         answer = await parts.orchestra.process_request("scripted", user_id="u")
-        assert (answer.agent, answer.instance, answer.stage) == ("scripted", "in-process", "keywords")
+        assert (answer.agent, answer.instance, answer.stage) == ("scripted", "in-process", "lexical")
         assert (answer.output, answer.value, answer.usage) == ('{"n": 1}', {"n": 1}, Usage())
         assert set(answer.timings) == {"load", "route", "accept", "run", "total"}
         assert all(value >= 0 for value in answer.timings.values())

@@ -74,7 +74,7 @@ async def test_messages_go_on_in_their_conversation(tmp_path: Path) -> None:
         await parts.agent("speak", speak)
         conversation = await parts.orchestra.create_conversation(user_id="u")
         first = await parts.orchestra.process_message(conversation.id, "echo")
-        assert (first.agent, first.stage, first.conversation_id) == ("echo", "keywords", conversation.id)
+        assert (first.agent, first.stage, first.conversation_id) == ("echo", "lexical", conversation.id)
         again = await parts.orchestra.process_message(conversation.id, "and then?")
         assert (again.agent, again.stage) == ("echo", "conversation")
         other = await parts.orchestra.process_message(conversation.id, "speak")

@@ -49,7 +49,7 @@ async def test_an_answer_is_told_with_its_ids_and_times(tmp_path: Path) -> None:
         assert line["conversation_id"] == answer.conversation_id
         assert line["trace_id"] == answer.request_id.replace("-", "")
         assert (line["tenant"], line["agent"], line["instance"]) == ("default", "echo", "in-process")
-        assert (line["stage"], line["confidence"], line["code"]) == ("keywords", answer.confidence, None)
+        assert (line["stage"], line["confidence"], line["code"]) == ("lexical", answer.confidence, None)
         assert isinstance(line["ms"], float)
         assert line["ms"] >= answer.timings["total"]
 

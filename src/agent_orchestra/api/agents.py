@@ -8,11 +8,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response, status
 
-from agent_orchestra.api.auth import Administrator, Reader
+from agent_orchestra.api.auth import Administrator, Caller, Reader
 from agent_orchestra.api.problems import described
 from agent_orchestra.api.wire import AgentOut, AgentsHealthOut, Page, agent_out
 from agent_orchestra.core.agent import Filter, Role, Status
 from agent_orchestra.definitions import AgentChanges, AgentDefinition, AgentReplacement, Id
+from agent_orchestra.runtime.registry import Registered
 
 __all__ = ["router"]
 
@@ -27,7 +28,7 @@ async def register_agent(body: AgentDefinition, response: Response, caller: Admi
     """Adds an agent."""
     entry = await caller.orchestra.register_agent(body.to_agent(body.id), tenant=caller.tenant)
     response.headers["Location"] = f"/v1/agents/{entry.agent.id}"
-    return agent_out(entry)
+    return await _with_warnings(entry, caller)
 
 
 @router.get("", responses=described(422))
@@ -65,22 +66,28 @@ async def resolve_agent(caller: Reader, action: Annotated[str, Query(min_length=
 @router.get("/{agent_id}", responses=described(404, 422))
 async def get_agent(agent_id: Id, caller: Reader) -> AgentOut:
     """One agent."""
-    return agent_out(caller.orchestra.get_agent(agent_id, tenant=caller.tenant))
+    return await _with_warnings(caller.orchestra.get_agent(agent_id, tenant=caller.tenant), caller)
 
 
 @router.put("/{agent_id}", responses=_CHANGES)
 async def replace_agent(agent_id: Id, body: AgentReplacement, caller: Administrator) -> AgentOut:
     """Replaces the definition of an agent. Calls that run finish on what they began with."""
-    return agent_out(await caller.orchestra.update_agent(body.to_agent(agent_id), tenant=caller.tenant))
+    entry = await caller.orchestra.update_agent(body.to_agent(agent_id), tenant=caller.tenant)
+    return await _with_warnings(entry, caller)
 
 
 @router.patch("/{agent_id}", responses=_CHANGES)
 async def change_agent(agent_id: Id, body: AgentChanges, caller: Administrator) -> AgentOut:
     """Changes the fields that are given, such as ``enabled``; kept over a restart."""
-    return agent_out(await caller.orchestra.change_agent(agent_id, tenant=caller.tenant, **body.changed()))
+    entry = await caller.orchestra.change_agent(agent_id, tenant=caller.tenant, **body.changed())
+    return await _with_warnings(entry, caller)
 
 
 @router.delete("/{agent_id}", status_code=status.HTTP_204_NO_CONTENT, responses=described(403, 404, 422, 503, 507))
 async def unregister_agent(agent_id: Id, caller: Administrator) -> None:
     """Removes an agent. What it is answering now is still answered."""
     await caller.orchestra.unregister_agent(agent_id, tenant=caller.tenant)
+
+
+async def _with_warnings(entry: Registered, caller: Caller) -> AgentOut:
+    return agent_out(entry, await caller.orchestra.routing.warnings(entry.agent.id, tenant=caller.tenant))

@@ -28,6 +28,7 @@ _STATUS: Final[Mapping[type[OrchestraError], int]] = {
     errors.Forbidden: 403,
     errors.NotFound: 404,
     errors.Conflict: 409,
+    errors.EncoderFailed: 503,
     errors.StorageFull: 507,
     errors.Unavailable: 503,
     errors.DeadlineExceeded: 504,

@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request, Response
 
 from agent_orchestra.api.auth import Reader
 from agent_orchestra.api.problems import described
-from agent_orchestra.api.wire import AgentsHealthOut, ProvidersOut, ReadyOut, StatusOut, providers_out
+from agent_orchestra.api.routing import StatusOut, routing_status_out
+from agent_orchestra.api.wire import AgentsHealthOut, ProvidersOut, ReadyOut, providers_out
 from agent_orchestra.runtime.orchestra import Orchestra
 
 __all__ = ["router"]
@@ -44,6 +45,7 @@ async def get_status(caller: Reader) -> StatusOut:
         ready=all(health.storage.values()),
         checks=dict(health.storage),
         agents=AgentsHealthOut(**dataclasses.asdict(health.agents)),
+        routing=routing_status_out(caller),
     )
 
 

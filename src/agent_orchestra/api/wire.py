@@ -32,10 +32,14 @@ __all__ = [
     "AgentOut",
     "AgentsHealthOut",
     "AnswerOut",
+    "Capability",
+    "Content",
+    "Context",
     "ConversationBody",
     "ConversationOut",
     "IdempotencyKey",
     "LastEventId",
+    "MatchOut",
     "MessageBody",
     "MessageOut",
     "OrchestrateBody",
@@ -44,7 +48,7 @@ __all__ = [
     "ProvidersOut",
     "ReadyOut",
     "RequestOut",
-    "StatusOut",
+    "UserId",
     "agent_out",
     "conversation_out",
     "message_out",
@@ -156,6 +160,12 @@ class CandidateOut(_Out):
     confidence: float
 
 
+class MatchOut(_Out):
+    kind: str
+    """A ``capability``, ``example``, ``keywords``, ``description`` or ``name`` of the agent, or a ``rule``."""
+    text: str
+
+
 class UsageOut(_Out):
     input_tokens: int
     """The whole prompt, cached parts included."""
@@ -202,9 +212,15 @@ class AnswerOut(_Out):
     confidence: float
     """From 0 to 1."""
     stage: str
-    """What decided: explicit, capability, keywords, conversation or fallback."""
+    """What decided; ``GET /v1/decisions/{request_id}`` tells all about it."""
     reason: str
+    matched: MatchOut | None
+    """What spoke for the agent: a line of its definition, or a rule."""
+    margin: float
+    """By how much the agent leads the next one."""
     alternatives: list[CandidateOut]
+    secondary: list[str]
+    """Agents that may be needed besides."""
     output: str
     value: Any
     """The structured value, when the agent gave one."""
@@ -263,6 +279,8 @@ class AgentOut(_Out):
     instances: list[str]
     fault: str | None
     """Why it is offline, when it is."""
+    warnings: list[str]
+    """What makes it hard to route to; not told in lists."""
     updated_at: datetime
 
 
@@ -326,17 +344,7 @@ class ReadyOut(_Out):
     checks: dict[str, bool]
 
 
-class StatusOut(_Out):
-    version: str
-    uptime: float
-    """Seconds."""
-    in_flight: int
-    ready: bool
-    checks: dict[str, bool]
-    agents: AgentsHealthOut
-
-
-def agent_out(entry: Registered) -> AgentOut:
+def agent_out(entry: Registered, warnings: Iterable[str] = ()) -> AgentOut:
     agent = entry.agent
     return AgentOut(
         id=agent.id,
@@ -358,6 +366,7 @@ def agent_out(entry: Registered) -> AgentOut:
         source=entry.source,
         instances=[instance.id for instance in entry.pool.instances],
         fault=entry.fault,
+        warnings=list(warnings),
         updated_at=_time(entry.updated_ms),
     )
 

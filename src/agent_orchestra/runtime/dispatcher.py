@@ -49,7 +49,7 @@ from agent_orchestra.runtime.clock import new_id, now_ms
 from agent_orchestra.runtime.conversations import ELSEWHERE_SECONDS, Turns
 from agent_orchestra.runtime.executor import Call, Executor, Instance, Outcome, Pool
 from agent_orchestra.runtime.registry import Registry
-from agent_orchestra.runtime.router import Router
+from agent_orchestra.runtime.router import Question, Router
 from agent_orchestra.runtime.telemetry import Stopwatch, Telemetry
 
 __all__ = ["Accepted", "Dispatcher", "Leases", "Loaded", "RunLog", "Running", "Submitted", "fingerprint"]
@@ -408,9 +408,10 @@ class Dispatcher:
         """Has the request put on record. None when its key was used before."""
         request = running.request
         holds = take_over = False
+        decided: _Decided | None = None
         while True:
             loaded = Loaded(conversation=None, history=(), record=None)
-            if request.conversation_id is not None:
+            if request.conversation_id is not None or (request.idempotency_key and self._router.may_cost):
                 loaded = await self._log.load(request, limit=self._history_messages)
             if loaded.record is not None:
                 return self._repeated(running, loaded.record)
@@ -422,7 +423,8 @@ class Dispatcher:
                     continue
             watch.lap("load")
             try:
-                place = self._chosen(request, conversation, loaded)
+                decided = await self._decided(request, conversation, loaded, decided)
+                place = self._chosen(request, conversation, loaded, decided.route)
             except OrchestraError:
                 # Whether its agent can answer now is nothing to a request that was answered before.
                 if before := await self._before(request):
@@ -448,10 +450,39 @@ class Dispatcher:
             running.on_record.set_result(None)
             return place
 
-    def _chosen(self, request: Request, conversation: Conversation, loaded: Loaded) -> _Place:
-        """Where the request goes, with a place on an instance taken. Raises what refuses it."""
+    async def _decided(
+        self, request: Request, conversation: Conversation, loaded: Loaded, before: _Decided | None
+    ) -> _Decided:
+        """Where the request goes. Raises what refuses it.
+
+        A decision from ``before`` holds as long as the conversation is the same: it may have cost a model.
+        """
+        if before is not None and before.seq == conversation.last_seq and self._can_run(request, before.route):
+            return before
+        question = Question(
+            id=request.id,
+            tenant=request.tenant,
+            text=request.content,
+            agent_id=request.agent_id,
+            capability=request.capability,
+            conversation_id=request.conversation_id,
+            active_agent=conversation.active_agent,
+            user_id=request.user_id or conversation.user_id,
+            context={**conversation.context, **request.context},
+            history=loaded.history,
+        )
+        while True:
+            route = await self._router.route(question, self._registry.roster(request.tenant))
+            # While a model was asked the agent may have gone.
+            if self._can_run(request, route):
+                return _Decided(seq=conversation.last_seq, route=route)
+
+    def _can_run(self, request: Request, route: Route) -> bool:
+        return route.primary.agent_id in self._registry.roster(request.tenant).available
+
+    def _chosen(self, request: Request, conversation: Conversation, loaded: Loaded, route: Route) -> _Place:
+        """A place for the request on an instance of the agent that it goes to. Raises what refuses it."""
         roster = self._registry.roster(request.tenant)
-        route = self._router.route(request, loaded.conversation, roster)
         entry = roster.get(route.primary.agent_id)
         call = Call(
             request_id=request.id,
@@ -531,10 +562,7 @@ class Dispatcher:
             conversation_id=place.call.conversation_id,
             agent=route.primary.agent_id,
             instance=outcome.attempts[-1].instance_id,
-            confidence=route.primary.confidence,
-            stage=route.stage,
-            reason=route.reason,
-            alternatives=route.alternatives,
+            route=route,
             reply=outcome.reply,
             timings=timings,
             attempts=outcome.attempts,
@@ -664,6 +692,14 @@ class Dispatcher:
                 return record
             await asyncio.sleep(pause)
             pause = min(pause * 2, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decided:
+    """A decision, and the number of messages in the conversation that it was made for."""
+
+    seq: int
+    route: Route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ from agent_orchestra.runtime.executor import Instance
 from agent_orchestra.runtime.keys import Keys
 from agent_orchestra.runtime.models import Models, ProviderStatus
 from agent_orchestra.runtime.registry import Registered, Registry
+from agent_orchestra.runtime.routing import Routing
 
 __all__ = ["DEFAULT_TENANT", "AgentsHealth", "Function", "Health", "Orchestra", "StorageHealth", "Wrap"]
 
@@ -81,6 +82,7 @@ class Orchestra:
         dispatcher: Dispatcher,
         conversations: Conversations,
         keys: Keys,
+        routing: Routing,
         log: RunLog,
         models: Models,
         wrap: Wrap,
@@ -88,6 +90,7 @@ class Orchestra:
         watch_seconds: float,
     ) -> None:
         self.keys = keys
+        self.routing = routing
         self._models = models
         self._registry = registry
         self._dispatcher = dispatcher
@@ -102,6 +105,7 @@ class Orchestra:
     async def start(self, configured: Sequence[Agent] | None) -> None:
         """Loads the agents and begins to watch. Raises :class:`InvalidAgent` for a wrong configured one."""
         await self._registry.start(configured)
+        await self.routing.start(DEFAULT_TENANT, self._watch_seconds)
         watchers: list[Awaitable[None]] = [self._registry.watch(self._watch_seconds), self._dispatcher.watch()]
         self._watchers = [asyncio.ensure_future(watcher) for watcher in watchers]
 
@@ -111,6 +115,7 @@ class Orchestra:
         for watcher in self._watchers:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
+        await self.routing.close()
 
     # --- agents
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from typing import Protocol
 
 from agent_orchestra.core import agent as agents
 from agent_orchestra.core.agent import Agent, Filter, Status
-from agent_orchestra.core.routing import KeywordIndex, resolve
+from agent_orchestra.core.routing import resolve
 from agent_orchestra.core.values import JsonObject
 from agent_orchestra.errors import AgentExists, AgentNotFound, Fault, Forbidden, InvalidAgent, OrchestraError, code_of
 from agent_orchestra.runtime.clock import now_ms
@@ -107,8 +108,10 @@ class Registered:
 class Roster:
     """The agents that one tenant sees, at one moment. Never changes; a request works on the one that it began with."""
 
-    def __init__(self, entries: Mapping[str, Registered]) -> None:
+    def __init__(self, entries: Mapping[str, Registered], *, number: int = 0) -> None:
         self.entries = entries
+        #: Grows from one roster of a process to the next.
+        self.number = number
 
     @cached_property
     def available(self) -> Mapping[str, Agent]:
@@ -116,8 +119,10 @@ class Roster:
         return {e.agent.id: e.agent for e in self.entries.values() if e.agent.enabled and e.pool.instances}
 
     @cached_property
-    def index(self) -> KeywordIndex:
-        return KeywordIndex(self.available.values())
+    def examples(self) -> str:
+        """A digest of all examples that definitions hold, and of whose they are; empty where there are none."""
+        own = [[agent.id, *agent.examples] for agent in self.available.values() if agent.examples]
+        return hashlib.sha256(json.dumps(own).encode()).hexdigest() if own else ""
 
     def get(self, agent_id: str) -> Registered:
         """Raises :class:`AgentNotFound`, with the nearest id when one is near."""
@@ -140,6 +145,8 @@ class Registry:
         self._telemetry = telemetry
         self._entries: dict[tuple[str, str], Registered] = {}
         self._rosters: dict[str, Roster] = {}
+        self._before: dict[str, Roster] = {}
+        self._numbers = itertools.count(1)
         self._revision = -1
         self._changing = asyncio.Lock()
 
@@ -158,8 +165,6 @@ class Registry:
             await self._reload()
             if configured is not None:
                 await self._configure(configured)
-        # The words are indexed now rather than while the first request waits.
-        _ = self.roster(self._shared_tenant).index
 
     async def register(self, tenant: str, agent: Agent, *, trusted: bool = False) -> Registered:
         """Adds an agent; ``trusted`` says that the operator gives it.
@@ -180,7 +185,7 @@ class Registry:
                 tenant=tenant, agent=agent, source=Source.CODE, pool=Pool(instances), updated_ms=now_ms()
             )
             self._entries[tenant, agent.id] = entry
-            self._rosters.clear()
+            self._changed()
             return entry
 
     async def update(self, tenant: str, agent: Agent, *, trusted: bool = False) -> Registered:
@@ -202,7 +207,7 @@ class Registry:
             if entry.source is not Source.CODE:
                 await self._store.remove(tenant, agent_id)
             del self._entries[tenant, agent_id]
-            self._rosters.clear()
+            self._changed()
 
     def roster(self, tenant: str) -> Roster:
         """The agents that a tenant sees now: its own, and the shared ones that it does not have itself."""
@@ -214,8 +219,17 @@ class Registry:
                 if owner == self._shared_tenant and entry.source is not Source.API
             }
             own = {agent_id: entry for (owner, agent_id), entry in self._entries.items() if owner == tenant}
-            roster = self._rosters[tenant] = Roster(dict(sorted((shared | own).items())))
+            entries = dict(sorted((shared | own).items()))
+            before = self._before.pop(tenant, None)
+            # What has not changed for this tenant stays what it is, with all that was made from it.
+            same = before is not None and before.entries == entries
+            roster = before if before is not None and same else Roster(entries, number=next(self._numbers))
+            self._rosters[tenant] = roster
         return roster
+
+    def _changed(self) -> None:
+        self._before |= self._rosters
+        self._rosters = {}
 
     def find(self, tenant: str, wanted: Filter) -> list[Registered]:
         """The agents that are wanted, by id."""
@@ -289,7 +303,7 @@ class Registry:
             origin=stored.origin,
         )
         self._entries[stored.tenant, stored.agent.id] = entry
-        self._rosters.clear()
+        self._changed()
         return entry
 
     def _checked(self, agent: Agent) -> Kind:
@@ -323,7 +337,7 @@ class Registry:
                 self._telemetry.warn("agent_offline", agent=row.agent.id, reason=fault)
                 kept[key] = self._add(row, Pool(()), fault)
         self._entries = kept
-        self._rosters.clear()
+        self._changed()
         self._revision = revision
 
     async def _configure(self, configured: Sequence[Agent]) -> None:
@@ -349,7 +363,7 @@ class Registry:
             with suppress(AgentNotFound):
                 await self._store.remove(tenant, agent_id)
             del self._entries[tenant, agent_id]
-        self._rosters.clear()
+        self._changed()
 
 
 def _digest(agent: Agent) -> str:

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from agent_orchestra.cli import routing
+from agent_orchestra.cli.common import (
+    AsJson,
+    Config,
+    Database,
+    Tenant,
+    choice,
+    clock_time,
+    fields,
+    file_of,
+    print_json,
+    print_table,
+    settings_of,
+    standard_input,
+    with_orchestra,
+)
 from agent_orchestra.errors import ConfigurationError, InvalidInput, OrchestraError
 
 if TYPE_CHECKING:
@@ -23,8 +38,6 @@ if TYPE_CHECKING:
     from agent_orchestra.settings import Settings
 
 __all__ = ["app", "main"]
-
-T = TypeVar("T")
 
 app = typer.Typer(
     name="orchestra",
@@ -43,16 +56,7 @@ app.add_typer(agents_app, name="agents")
 app.add_typer(conversations_app, name="conversations")
 app.add_typer(providers_app, name="providers")
 app.add_typer(keys_app, name="keys")
-
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="The settings file; else ORCHESTRA_CONFIG, else ./orchestra.yaml."),
-]
-Database = Annotated[
-    str | None, typer.Option("--database", "-d", help="A file for SQLite, or postgresql://…; else as settings say.")
-]
-Tenant = Annotated[str, typer.Option("--tenant", help="Whose data it is about.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+routing.add_to(app)
 
 
 def main() -> None:
@@ -113,13 +117,13 @@ def serve(
     from agent_orchestra import server
 
     given: dict[str, object] = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    settings = _settings(config, database, server=given)
+    settings = settings_of(config, database, server=given)
 
     def announce(address: str) -> None:
         typer.echo(f"listening on {address}")
         sys.stdout.flush()
 
-    server.run(settings, _file(config), announce)
+    server.run(settings, file_of(config), announce)
 
 
 @app.command()
@@ -160,7 +164,7 @@ def ask(
 
     async def do(orchestra: Orchestra) -> None:
         answer = await orchestra.process_request(
-            _standard_input() if content == "-" else content,
+            standard_input() if content == "-" else content,
             attachments=attachments,
             conversation_id=conversation,
             user_id=user,
@@ -170,7 +174,7 @@ def ask(
             emit=None if as_json else show,
         )
         if as_json:
-            _print_json(answer_json(answer))
+            print_json(answer_json(answer))
             return
         typer.secho(
             f"-- {answer.agent} ({answer.stage}, confidence {answer.confidence:.2f}, {answer.timings['total']:.0f} ms)"
@@ -179,7 +183,7 @@ def ask(
             err=True,
         )
 
-    _with_orchestra(config, database, do, agents=True)
+    with_orchestra(config, database, do, agents=True)
 
 
 def _ask_model(
@@ -194,13 +198,13 @@ def _ask_model(
         sys.stdout.flush()
 
     async def run() -> None:
-        text = _standard_input() if content == "-" else content
+        text = standard_input() if content == "-" else content
         prompt = Prompt(turns=[Wrote(content=text, attachments=attachments)])
         check_prompt(prompt)
-        async with open_models(_settings(config, None)) as models:
+        async with open_models(settings_of(config, None)) as models:
             reply = await models.ask(model, prompt, None if as_json else show)
         if as_json:
-            _print_json(reply_json(reply))
+            print_json(reply_json(reply))
             return
         typer.echo("")
         used, wrote = reply.usage, reply.generation
@@ -235,19 +239,19 @@ def check_providers(config: Config = None, as_json: AsJson = False) -> None:
     from agent_orchestra.bootstrap import open_models
 
     async def run() -> Sequence[ProviderStatus]:
-        async with open_models(_settings(config, None)) as models:
+        async with open_models(settings_of(config, None)) as models:
             return await models.check(fresh=True)
 
     found = asyncio.run(run())
     if as_json:
-        _print_json([_fields(status) for status in found])
+        print_json([fields(status) for status in found])
     else:
         marks = {True: "yes", False: "no", None: "-"}
         rows = [
             (s.name, marks[s.configured], marks[s.installed], marks[s.reachable], s.last_error or "", s.detail)
             for s in found
         ]
-        _print_table(("provider", "configured", "installed", "reachable", "last error", "detail"), rows)
+        print_table(("provider", "configured", "installed", "reachable", "last error", "detail"), rows)
     if any(status.reachable is False for status in found):
         raise typer.Exit(1)
 
@@ -261,7 +265,7 @@ def migrate(
     """Bring the database's schema up to date."""
     from agent_orchestra import bootstrap
 
-    settings = _settings(config, database)
+    settings = settings_of(config, database)
     differences = asyncio.run(bootstrap.check_schema(settings.database) if check else _migrated(settings))
     for difference in differences:
         typer.echo(difference, err=True)
@@ -294,20 +298,20 @@ def list_agents(
 
     async def do(orchestra: Orchestra) -> None:
         wanted = Filter(
-            role=_choice(Role, role, "--role"),
+            role=choice(Role, role, "--role"),
             capability=capability,
             domain=domain,
             provider=provider,
-            status=_choice(Status, status.upper() if status else None, "--status"),
+            status=choice(Status, status.upper() if status else None, "--status"),
         )
         found = orchestra.get_agents(wanted, tenant=tenant)
         if as_json:
-            _print_json([_agent_json(entry) for entry in found])
+            print_json([_agent_json(entry) for entry in found])
             return
         rows = [(e.agent.id, e.agent.kind, e.agent.role, e.status, ", ".join(e.agent.capabilities)) for e in found]
-        _print_table(("agent", "kind", "role", "status", "capabilities"), rows)
+        print_table(("agent", "kind", "role", "status", "capabilities"), rows)
 
-    _with_orchestra(config, database, do, agents=database is None)
+    with_orchestra(config, database, do, agents=database is None)
 
 
 @agents_app.command("show")
@@ -315,9 +319,9 @@ def show_agent(agent_id: str, config: Config = None, database: Database = None, 
     """Show one agent as JSON."""
 
     async def do(orchestra: Orchestra) -> None:
-        _print_json(_agent_json(orchestra.get_agent(agent_id, tenant=tenant)))
+        print_json(_agent_json(orchestra.get_agent(agent_id, tenant=tenant)))
 
-    _with_orchestra(config, database, do, agents=database is None)
+    with_orchestra(config, database, do, agents=database is None)
 
 
 @agents_app.command("register")
@@ -343,7 +347,7 @@ def register_agent(
             await orchestra.update_agent(agent, tenant=tenant, trusted=True)
         typer.echo(f"registered {agent.id}")
 
-    _with_orchestra(config, database, do)
+    with_orchestra(config, database, do)
 
 
 @agents_app.command("remove")
@@ -354,7 +358,29 @@ def remove_agent(agent_id: str, config: Config = None, database: Database = None
         await orchestra.unregister_agent(agent_id, tenant=tenant)
         typer.echo(f"removed {agent_id}")
 
-    _with_orchestra(config, database, do)
+    with_orchestra(config, database, do)
+
+
+@agents_app.command("suggest")
+def suggest_examples(
+    agent_id: str,
+    count: Annotated[int, typer.Option(min=1, max=50, help="How many.")] = 10,
+    config: Config = None,
+    database: Database = None,
+    tenant: Tenant = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Have the model of routing.llm write examples for an agent. Nothing is taken up."""
+
+    async def do(orchestra: Orchestra) -> None:
+        found = await orchestra.routing.suggest_examples(agent_id, count=count, tenant=tenant)
+        if as_json:
+            print_json([fields(suggestion) for suggestion in found])
+            return
+        rows = [(s.text, s.goes_to or "", f"{s.confidence:.2f}") for s in found]
+        print_table(("suggestion", "goes to", "confidence"), rows)
+
+    with_orchestra(config, database, do, agents=database is None)
 
 
 @conversations_app.command("list")
@@ -371,12 +397,12 @@ def list_conversations(
     async def do(orchestra: Orchestra) -> None:
         found = await orchestra.get_conversations(user_id=user, limit=limit, tenant=tenant)
         if as_json:
-            _print_json([_fields(conversation) for conversation in found])
+            print_json([fields(conversation) for conversation in found])
             return
-        rows = [(c.id, c.user_id or "", c.active_agent or "", str(c.last_seq), _time(c.created_ms)) for c in found]
-        _print_table(("conversation", "user", "agent", "messages", "begun"), rows)
+        rows = [(c.id, c.user_id or "", c.active_agent or "", str(c.last_seq), clock_time(c.created_ms)) for c in found]
+        print_table(("conversation", "user", "agent", "messages", "begun"), rows)
 
-    _with_orchestra(config, database, do)
+    with_orchestra(config, database, do)
 
 
 @conversations_app.command("show")
@@ -393,13 +419,15 @@ def show_conversation(
     async def do(orchestra: Orchestra) -> None:
         found = await orchestra.get_messages(conversation_id, limit=limit, tenant=tenant)
         if as_json:
-            _print_json([_fields(message) for message in found])
+            print_json([fields(message) for message in found])
             return
         for message in found:
-            typer.secho(f"{message.seq}. {message.agent_id or message.author}  {_time(message.created_ms)}", dim=True)
+            typer.secho(
+                f"{message.seq}. {message.agent_id or message.author}  {clock_time(message.created_ms)}", dim=True
+            )
             typer.echo(f"{message.content}\n")
 
-    _with_orchestra(config, database, do)
+    with_orchestra(config, database, do)
 
 
 @keys_app.command("create")
@@ -412,14 +440,14 @@ def create_key(
     """Make a key, and print it for the only time."""
     from agent_orchestra.core.access import Scope
 
-    scopes = [_choice(Scope, name, "--scope") or Scope.READ for name in scope]
+    scopes = [choice(Scope, name, "--scope") or Scope.READ for name in scope]
 
     async def do(orchestra: Orchestra) -> None:
         key, text = await orchestra.keys.create(tenant, scopes)
         typer.echo(text)
         typer.secho(f"key {key.id} of tenant {key.tenant}: keep it now, it is not shown again", dim=True, err=True)
 
-    _with_orchestra(config, database, do)
+    with_orchestra(config, database, do)
 
 
 @keys_app.command("list")
@@ -434,15 +462,21 @@ def list_keys(
     async def do(orchestra: Orchestra) -> None:
         found = await orchestra.keys.find(tenant)
         if as_json:
-            _print_json([{k: v for k, v in _fields(key).items() if k != "digest"} for key in found])
+            print_json([{k: v for k, v in fields(key).items() if k != "digest"} for key in found])
             return
         rows = [
-            (k.id, k.tenant, ", ".join(k.scopes), _time(k.created_ms), _time(k.revoked_ms) if k.revoked_ms else "")
+            (
+                k.id,
+                k.tenant,
+                ", ".join(k.scopes),
+                clock_time(k.created_ms),
+                clock_time(k.revoked_ms) if k.revoked_ms else "",
+            )
             for k in found
         ]
-        _print_table(("key", "tenant", "scopes", "made", "revoked"), rows)
+        print_table(("key", "tenant", "scopes", "made", "revoked"), rows)
 
-    _with_orchestra(config, database, do)
+    with_orchestra(config, database, do)
 
 
 @keys_app.command("revoke")
@@ -453,89 +487,10 @@ def revoke_key(key_id: str, config: Config = None, database: Database = None) ->
         key = await orchestra.keys.revoke(key_id)
         typer.echo(f"revoked {key.id}")
 
-    _with_orchestra(config, database, do)
-
-
-def _standard_input() -> str:
-    if sys.stdin is None:
-        raise ConfigurationError("there is no standard input to read")
-    return sys.stdin.read()
-
-
-def _settings(config: Path | None, database: str | None, **overrides: dict[str, object]) -> Settings:
-    from agent_orchestra.settings import database_url, load_settings
-
-    if database is not None:
-        overrides["database"] = {"url": database_url(database)}
-    return load_settings(config, **overrides)
-
-
-def _file(config: Path | None) -> Path | None:
-    from agent_orchestra.settings import config_file
-
-    return config_file(config)
-
-
-def _with_orchestra(
-    config: Path | None, database: str | None, do: Callable[[Orchestra], Awaitable[T]], *, agents: bool = False
-) -> T:
-    """Does something with an open orchestra.
-
-    ``agents``: whether the agents of the configuration are taken up in the database. They are only where both belong
-    together: who looks into another database with ``--database`` must not change what is there.
-    """
-    from agent_orchestra.bootstrap import open_from_settings
-
-    settings = _settings(config, database)
-    if not agents or (database is not None and config is None):
-        settings = settings.model_copy(update={"agents": None})
-
-    async def run() -> T:
-        async with open_from_settings(settings, config=_file(config)) as orchestra:
-            return await do(orchestra)
-
-    return asyncio.run(run())
-
-
-def _choice(kind: Any, text: str | None, option: str) -> Any:
-    if text is None:
-        return None
-    try:
-        return kind(text)
-    except ValueError:
-        raise typer.BadParameter(f"'{text}' is none of {', '.join(kind)}", param_hint=option) from None
+    with_orchestra(config, database, do)
 
 
 def _agent_json(entry: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {**asdict(entry.agent), "status": entry.status, "source": entry.source, "fault": entry.fault}
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(value)
-
-
-def _time(milliseconds: int) -> str:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(milliseconds / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def _print_table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, no_wrap=True, overflow="ignore")
-    for row in rows:
-        table.add_row(*row)
-    # Wider than any terminal: an id that is cut off is of no use.
-    Console(width=1_000, highlight=False).print(table)
