@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import footprint, harness, models, orchestrated_request
+from benchmarks import footprint, harness, models, orchestrated_request, routing, routing_growth
 
 QUESTIONS = {
-    question.name: question for question in (*orchestrated_request.QUESTIONS, *models.QUESTIONS, *footprint.QUESTIONS)
+    question.name: question
+    for question in (
+        *orchestrated_request.QUESTIONS,
+        *models.QUESTIONS,
+        *routing.QUESTIONS,
+        *routing_growth.QUESTIONS,
+        *footprint.QUESTIONS,
+    )
 }
 
 
@@ -16,16 +23,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures, and prints Markdown tables.")
     parser.add_argument("questions", nargs="*", metavar="question", help=f"one of: {', '.join(QUESTIONS)}; else all")
     parser.add_argument("--quick", action="store_true", help="few requests, two rounds: shows that it runs, no more")
-    parser.add_argument("--rounds", type=int, help="how often each case is run; 5 when nothing is said")
+    parser.add_argument("--rounds", type=int, help="how often each case is run, else 5, or 2 of routing")
     given = parser.parse_args()
     if unknown := set(given.questions) - set(QUESTIONS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(QUESTIONS)}")
-    rounds = given.rounds or (2 if given.quick else 5)
     print(harness.machine())
     failed = False
     for name in given.questions or QUESTIONS:
+        rounds = given.rounds or (2 if given.quick else routing.ROUNDS.get(name, 5))
         results = harness.ask(QUESTIONS[name], rounds=rounds, quick=given.quick)
-        print(harness.table(QUESTIONS[name], results), flush=True)
+        table = routing.TABLES.get(name, harness.table)
+        print(table(QUESTIONS[name], results), flush=True)
         failed = failed or any(isinstance(result, harness.Failed) for result in results.values())
     return 1 if failed else 0
 
