@@ -96,7 +96,8 @@ def ask_all(client: httpx.Client, table: Table, tally: Tally) -> list[str]:
             answer["agent"] if answer["agent"] == question.expected else f"{answer['agent']} (not {question.expected})"
         )
         confidence = f"{answer['confidence']:.2f}"
-        table.add_row(question.content, who, confidence, answer["stage"], f"{took:.1f}", short(answer["output"]))
+        why = f"{answer['stage']}: {answer['reason']}"
+        table.add_row(question.content, who, confidence, why, f"{took:.1f}", short(answer["output"]))
         conversations.append(answer["conversation_id"])
     return conversations
 
@@ -104,13 +105,13 @@ def ask_all(client: httpx.Client, table: Table, tally: Tally) -> list[str]:
 def short(output: str) -> str:
     """The first words of an answer, on one line."""
     text = " ".join(output.removeprefix("(offline, from this agent's own notes)").split())
-    return text if len(text) <= 70 else f"{text[:69]}…"
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def main() -> int:
     on_terminal = sys.stdout.isatty()
     console = Console() if on_terminal else Console(width=200)
-    table = Table("question", "agent", "confidence", "stage", "ms", "answer", box=box.ROUNDED if on_terminal else None)
+    table = Table("question", "agent", "confidence", "why", "ms", "answer", box=box.ROUNDED if on_terminal else None)
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="orchestra-demo-") as folder:
         database = Path(folder) / "demo.db"
