@@ -39,6 +39,10 @@ _REQUESTS: Final = 1_500
 _SHOTS: Final = 5
 #: Where the weights of the scores start from: learned, near, centre.
 _START: Final = np.array([1.0, 0.3, 0.15])
+#: Near and centre of definitions alone. By meaning, a centroid of descriptions and their parts is like no request; by
+#: words alone it gathers what single lines lack.
+_MEANING_START: Final = np.array([0.8, 0.08])
+_WORDS_START: Final = np.array([0.3, 0.15])
 _RIDGE: Final = 10.0
 _BINS: Final = 15
 
@@ -138,7 +142,7 @@ async def encoded(texts: Sequence[str]) -> Mapping[str, Vector]:
 def measured(loaded: Sequence[Suite], vectors: Mapping[str, Vector], shots: int) -> tuple[Floats, list[Signals]]:
     """The weights of the scores, and the signals of each suite that they lead to."""
     scored = [_scored(suite, vectors, shots) for suite in loaded]
-    start = _START if shots else _START[1:]
+    start = _START if shots else _MEANING_START if vectors else _WORDS_START
     mixes = [
         fit_mix(np.stack([_stacked(one.scores) for one in each]), _own(each), np.ones(len(each)), start)
         for _, each in scored
@@ -184,8 +188,7 @@ def _own(requests: Sequence[Request]) -> Ints:
 
 
 def _stacked(scores: Scores) -> Floats:
-    learned = [] if scores.learned is None else [scores.learned]
-    return np.stack([*learned, scores.near, scores.centre], 1).astype(np.float64)
+    return scores.kinds.T.astype(np.float64)
 
 
 def solved(suites: Sequence[Signals], mix: Floats) -> Prior:

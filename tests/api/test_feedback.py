@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -21,6 +21,7 @@ from tests.adapters.encoders.graphs import ROWS, graph, made
 from tests.api.functions import echo
 from tests.api.serving import Served, problem_of, serving
 from tests.services.replay import Answer, ReplayServer
+from tests.services.waiting import wait_for
 
 T = TypeVar("T")
 
@@ -79,21 +80,6 @@ async def kept(served: Served, decision_id: str, **said: Any) -> dict[str, Any]:
 async def report_of(served: Served) -> dict[str, Any]:
     report: dict[str, Any] = (await served.client.get("/v1/routing/report")).json()
     return report
-
-
-async def wait_for(
-    ask: Callable[[], Awaitable[T]], holds: Callable[[T], bool], otherwise: str, *, seconds: float = 20
-) -> T:
-    """Asks again until what comes is as wanted. Raises :class:`AssertionError` with the sentence and what came last."""
-    came: list[T] = []
-    try:
-        async with asyncio.timeout(seconds):
-            while not (came and holds(came[-1])):
-                came[:] = [await ask()]
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"{otherwise}: {came}") from None
-    return came[-1]
 
 
 async def wait_for_stage(served: Served, content: str, stage: str) -> dict[str, Any]:

@@ -696,7 +696,7 @@ async def test_a_model_writes_examples_and_nothing_is_taken_up() -> None:
 async def test_without_a_model_there_are_no_suggestions(served: Served) -> None:
     await has_two(served)
     refused = await served.client.post("/v1/agents/billing/suggestions", json={})
-    problem = problem_of(refused, 422, "invalid_input")
+    problem = problem_of(refused, 409, "conflict")
     assert "routing.llm.model" in problem["detail"]
 
 

@@ -124,7 +124,7 @@ def test_ask_answers(folder: Path) -> None:
     done = run("ask", "a refund please", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "Refunds take five days." in done.stdout
-    assert "billing (keywords" in done.stderr
+    assert "billing (lexical" in done.stderr
     from_input = succeeds("ask", "-", "--agent", "billing", cwd=folder, given="a refund please")
     assert from_input == done.stdout
 
@@ -279,7 +279,7 @@ def test_a_database_of_a_newer_release(tmp_path: Path) -> None:
     succeeds("migrate", cwd=tmp_path)
     connection = sqlite3.connect(tmp_path / "orchestra.db")
     tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    versions = next(name for name in tables if "version" in name)
+    versions = next(name for name in tables if "schema_version" in name)
     connection.execute(f"UPDATE {versions} SET version_num = '9999'")
     connection.commit()
     connection.close()

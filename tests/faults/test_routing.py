@@ -7,7 +7,7 @@ import contextlib
 import os
 import random
 import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.services.service import Service, running_service
-from tests.services.waiting import wait_until
+from tests.services.waiting import wait_for, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -46,21 +46,6 @@ def settings(*, feedback: int, enabled: bool = True) -> Mapping[str, object]:
         "registry": {"refresh_seconds": 0.05},
         "routing": {"learning": {"enabled": enabled, "feedback": feedback, "seconds": 3_600}},
     }
-
-
-async def wait_for(
-    ask: Callable[[], Awaitable[T]], holds: Callable[[T], bool], otherwise: str, *, seconds: float = 60
-) -> T:
-    """Asks again until what comes is as wanted. Raises :class:`AssertionError` with the sentence and what came last."""
-    came: list[T] = []
-    try:
-        async with asyncio.timeout(seconds):
-            while not (came and holds(came[-1])):
-                came[:] = [await ask()]
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"{otherwise}: {came}") from None
-    return came[-1]
 
 
 def fitting(service: Service) -> Sequence[int]:

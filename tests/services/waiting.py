@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
-__all__ = ["wait_until"]
+__all__ = ["wait_for", "wait_until"]
+
+T = TypeVar("T")
 
 
 async def wait_until(condition: Callable[[], bool], otherwise: str, *, seconds: float = 10.0) -> None:
@@ -15,3 +18,18 @@ async def wait_until(condition: Callable[[], bool], otherwise: str, *, seconds: 
     while not condition():
         assert time.monotonic() < give_up, otherwise
         await asyncio.sleep(0.01)
+
+
+async def wait_for(
+    ask: Callable[[], Awaitable[T]], holds: Callable[[T], bool], otherwise: str, *, seconds: float = 20
+) -> T:
+    """Asks again until what comes is as wanted. Raises :class:`AssertionError` with the sentence and what came last."""
+    came: list[T] = []
+    try:
+        async with asyncio.timeout(seconds):
+            while not (came and holds(came[-1])):
+                came[:] = [await ask()]
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"{otherwise}: {came}") from None
+    return came[-1]

@@ -7,6 +7,8 @@ import dataclasses
 import os
 import pickle
 import sys
+import threading
+import time
 from contextlib import suppress
 from typing import Final, cast
 
@@ -75,6 +77,7 @@ def _main() -> None:
     # Whatever a library prints must not get between.
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
     try:
@@ -83,6 +86,13 @@ def _main() -> None:
         told = type(error).__name__
     with answer:
         pickle.dump(told, answer)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process once the one that started it is gone: nobody would read what it writes."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 if __name__ == "__main__":

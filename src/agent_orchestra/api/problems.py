@@ -173,7 +173,8 @@ def _invalid(error: RequestValidationError) -> Response:
         return plain_response(400, f"the body is not JSON: {context.get('error', 'it cannot be read')}")
     faults: list[Fault] = []
     for e in found:
-        place = [str(part) for part in e["loc"]]
+        # Where a body may have one of several shapes, the name of the shape is no part of the place.
+        place = [part for part in map(str, e["loc"]) if not part.endswith("Body")]
         path = ".".join(place[1:] if place[0] == "body" else place)
         message = "is not known here" if e["type"] == "extra_forbidden" else str(e["msg"])
         faults.append(Fault(path=path, message=message))

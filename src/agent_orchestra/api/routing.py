@@ -290,7 +290,7 @@ def routing_status_out(caller: Caller) -> RoutingStatusOut:
 
 
 def _author(caller: Caller, user_id: str | None) -> str:
-    """A user is only as much of an author as the key by which he speaks: the cap on authors holds for each key."""
+    """Whose word it is. Who holds a key vouches for the names of the users that it speaks for."""
     key = caller.principal.key_id or "local"
     return f"{key}/{user_id}" if user_id is not None else key
 

@@ -19,7 +19,7 @@ from agent_orchestra.runtime.embeddings import Embeddings
 from agent_orchestra.runtime.registry import Roster
 from agent_orchestra.runtime.router import Classified, Question
 from agent_orchestra.runtime.telemetry import Telemetry
-from agent_orchestra.runtime.versions import FeedbackLog, Version, Versions, VersionState, counting
+from agent_orchestra.runtime.versions import KEPT_CHARS, FeedbackLog, Version, Versions, VersionState, counting
 
 __all__ = ["Classifiers", "Known"]
 
@@ -135,7 +135,8 @@ class Classifiers:
 
     async def remembered(self, tenant: str, roster: Roster, text: str) -> str | None:
         memory = (await self.known(tenant, roster)).memory
-        return memory.get(normalised(text)) if memory else None
+        # Of what is longer only the beginning was kept.
+        return memory.get(normalised(text)) if memory and len(text) < KEPT_CHARS else None
 
     async def known(self, tenant: str, roster: Roster, *, patience: float = _GRACE_SECONDS) -> Known:
         """What is known of a tenant's agents.

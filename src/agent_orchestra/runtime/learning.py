@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from agent_orchestra.core import classifier
 from agent_orchestra.core.agent import Agent
@@ -18,12 +17,9 @@ from agent_orchestra.runtime.clock import now_ms
 from agent_orchestra.runtime.fitting import Fitter, Job
 from agent_orchestra.runtime.registry import Registry
 from agent_orchestra.runtime.telemetry import Telemetry
-from agent_orchestra.runtime.versions import FeedbackLog, Version, Versions, VersionState
+from agent_orchestra.runtime.versions import KEPT_CHARS, FeedbackLog, Version, Versions, VersionState
 
 __all__ = ["Learner", "LearningPolicy"]
-
-#: No more of a text is ever read, and so no more of it is kept.
-_KEPT_CHARS: Final = 8_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +83,7 @@ class Learner:
 
     async def hear(self, given: Feedback) -> Feedback:
         """Keeps an entry of feedback. What it confirms is known at the next look, what it teaches takes a refit."""
-        return await self._feedback.append(dataclasses.replace(given, text=given.text[:_KEPT_CHARS]))
+        return await self._feedback.append(dataclasses.replace(given, text=given.text[:KEPT_CHARS]))
 
     async def watch(self, seconds: float) -> None:
         """Follows what other processes have heard and learned, and refits where it is due, for ever."""

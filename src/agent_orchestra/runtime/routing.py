@@ -256,13 +256,12 @@ class Routing:
     async def suggest_examples(self, agent_id: str, *, count: int = 10, tenant: str) -> Sequence[Suggestion]:
         """Examples for an agent, written by the model of ``routing.llm``. Nothing is taken up: that is for a person.
 
-        Raises :class:`AgentNotFound`, :class:`InvalidInput` where no model is set, and :class:`ModelFailed`.
+        Raises :class:`AgentNotFound`, :class:`Conflict` where no model is set, and :class:`ModelFailed`.
         """
         roster = self._registry.roster(tenant)
         agent = roster.get(agent_id).agent
         if self._model is None:
-            message = "suggestions are written by a model; set routing.llm.model"
-            raise InvalidInput(message, faults=(Fault(path="", message=message),))
+            raise Conflict("suggestions are written by a model; set routing.llm.model")
         others = [entry.agent for entry in roster.entries.values() if entry.agent.id != agent_id]
         suggestions: list[Suggestion] = []
         for text in await suggest(self._models, self._model, agent, others, min(max(count, 1), _MOST_SUGGESTED)):

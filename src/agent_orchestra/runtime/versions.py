@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from agent_orchestra.core.feedback import Feedback
 
-__all__ = ["FeedbackLog", "Version", "VersionState", "Versions", "counting"]
+__all__ = ["KEPT_CHARS", "FeedbackLog", "Version", "VersionState", "Versions", "counting"]
+
+
+#: No more of a text is ever read, and so no more of it is kept with feedback.
+KEPT_CHARS: Final = 8_000
 
 
 class VersionState(StrEnum):

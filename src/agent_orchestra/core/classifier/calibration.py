@@ -27,18 +27,17 @@ _RIGHT_PULL: Final = 20.0
 _INSIDE_PULL: Final = 20.0
 #: Examples that the shipped threshold counts as much as: a quantile of a few is chance.
 _THRESHOLD_PULL: Final = 50
-#: The weights of near and centre where there is nothing else: those of SEMANTIC, and nearly of LEXICAL.
-_BARE_MIX: Final = (0.75, 0.4)
+#: The weights of near and centre where there is nothing else: between those of SEMANTIC and of LEXICAL.
+_BARE_MIX: Final = (0.8, 0.3)
 #: Nobody is refused who is somebody's with this probability.
-_CERTAIN: Final = 0.9
+_CERTAIN: Final = 0.8
 _LOWEST: Final = -6.0
 
 
 class Reading(NamedTuple):
     """``total``: log-probabilities of the agents. ``lead``: by how much ``best`` leads the second.
-    ``fit``: how well the text fits anybody, by its nearest
-    prototype and centroid, at most 4; less where it is nearer to what is nobody's. ``signals``: what tells
-    whether ``best`` is right.
+    ``fit``: how well the text fits anybody, by its nearest prototype and centroid, at most 4; less where it is nearer
+    to what is nobody's, or to an agent that may not be chosen. ``signals``: what tells whether ``best`` is right.
     """
 
     total: Floats
@@ -76,10 +75,7 @@ def mixed(scores: Scores, mix: Floats) -> Floats:
     Those of which a regression knows nothing get what definitions alone would give them; the others share the rest as
     it was learned.
     """
-    by_learned, by_near, by_centre = mix.tolist()
-    total = by_near * scores.near + by_centre * scores.centre
-    if scores.learned is not None:
-        total += by_learned * scores.learned
+    total = mix[-len(scores.kinds) :] @ scores.kinds
     if scores.fresh is None:
         return log_softmax(total)
     bare = log_softmax(_BARE_MIX[0] * scores.near + _BARE_MIX[1] * scores.centre)
@@ -96,11 +92,11 @@ def read(scores: Scores, mix: Floats, coverage: float) -> Reading:
     best = int(total.argmax())
     first, second, other = float(total[best]), _LOWEST, 0.0
     if len(total) > 1:
-        second = max(float(total[:best].max(initial=-np.inf)), float(total[best + 1 :].max(initial=-np.inf)))
-        other = max(float(scores.peak[:best].max(initial=0)), float(scores.peak[best + 1 :].max(initial=0)))
+        second, other = _highest_other(total, best), max(_highest_other(scores.peak, best), 0.0)
     p = min(max(math.exp(first), 1e-4), 1 - 1e-4)
     peak, near, centre = float(scores.peak[best]), float(scores.near[best]), float(scores.centre[best])
-    fit = 2 * (peak + float(scores.middle[best])) - 4 * max(scores.strange - peak, 0.0)
+    fit = 2 * (peak + float(scores.middle[best]))
+    fit -= 4 * max(scores.strange - peak, 0.0) + 2 * max(scores.outside - peak, 0.0)
     learned = 0.0 if scores.learned is None else max(float(scores.learned[best]), _LOWEST)
     if scores.fresh is not None and scores.fresh[best]:
         learned = max(first, _LOWEST)
@@ -118,6 +114,12 @@ def read(scores: Scores, mix: Floats, coverage: float) -> Reading:
         )
     )
     return Reading(total, best, first - second, fit, signals)
+
+
+def _highest_other(values: Floats, best: int) -> float:
+    others = values.copy()
+    others[best] = -np.inf
+    return float(others.max())
 
 
 def calibrate(

@@ -63,6 +63,17 @@ class Space:
             return Features(np.zeros(self.dimension, np.float32), sketch.values * _ALONE, sketch.coverage)
         return Features(checked(vector, self.dimension), sketch.values * _BESIDE, sketch.coverage)
 
+    def rows(self, texts: Sequence[str], vectors: Mapping[str, Vector]) -> Floats:
+        """(texts, dimension + WIDTH): the features of many texts. Raises ValueError as :meth:`features` does."""
+        x = np.zeros((len(texts), self.dimension + WIDTH), np.float32)
+        x[:, self.dimension :] = self.sketcher.sketches(texts)
+        x[:, self.dimension :] *= _ALONE
+        for row, text in enumerate(texts if self.dimension else ()):
+            if text in vectors:
+                x[row, : self.dimension] = checked(vectors[text], self.dimension)
+                x[row, self.dimension :] *= _BESIDE / _ALONE
+        return x
+
 
 _BESIDE: Final = np.float32(SKETCH_SHARE**0.5)
 _ALONE: Final = np.float32((1 + SKETCH_SHARE) ** 0.5)
@@ -119,13 +130,19 @@ class _Entry(NamedTuple):
     prototype: bool
 
 
-def spell(agents: Sequence[Agent], examples: Sequence[Example]) -> tuple[list[_Entry], list[Topic]]:
-    """The lines of these agents and their examples, and the agents' topics. Who is not among them has no examples."""
+def spell(agents: Sequence[Agent], examples: Sequence[Example], *, meaning: bool) -> tuple[list[_Entry], list[Topic]]:
+    """The lines of these agents and their examples, and the agents' topics. Who is not among them has no examples.
+
+    ``meaning``: whether there are embeddings, or words alone.
+    """
+    other = "words" if meaning else "meaning"
     entries: list[_Entry] = []
     topics: list[Topic] = []
     for number, agent in enumerate(agents):
         definition = lines_of(agent)
         for line in definition.lines:
+            if line.only == other:
+                continue
             topic = NEAREST if line.topic == NEAREST else len(topics) + line.topic
             entries.append(_Entry(line.text, line.kind, number, topic, line.weight, line.prototype))
         topics += [Topic(agent.id, name) for name in definition.topics]
@@ -139,12 +156,8 @@ def spell(agents: Sequence[Agent], examples: Sequence[Example]) -> tuple[list[_E
 
 def gather(agents: Sequence[Agent], examples: Sequence[Example], vectors: Mapping[str, Vector], space: Space) -> Corpus:
     """The rows of these agents, their lines first. Raises ValueError for vectors that do not fit the space."""
-    entries, topics = spell(agents, examples)
-    x = np.zeros((len(entries), space.dimension + WIDTH), np.float32)
-    for row, entry in enumerate(entries):
-        features = space.features(entry.text, vectors.get(entry.text))
-        x[row, : space.dimension] = features.meaning
-        x[row, space.dimension :] = features.words
+    entries, topics = spell(agents, examples, meaning=bool(space.dimension))
+    x = space.rows([entry.text for entry in entries], vectors)
     numbers = {agent.id: number for number, agent in enumerate(agents)}
     agent = np.array([entry.agent for entry in entries], np.int64)
     owner = np.array([numbers[topic.agent_id] for topic in topics], np.int64)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from agent_orchestra.core.classifier.arrays import Floats, Ints
-from agent_orchestra.core.classifier.calibration import Calibration, Reading, calibrate, fit_mix, read
+from agent_orchestra.core.classifier.calibration import Calibration, Reading, calibrate, read
 from agent_orchestra.core.classifier.constants import Prior
 from agent_orchestra.core.classifier.corpus import SHARPNESS, Corpus, Encoded, Features, Space
+from agent_orchestra.core.classifier.noise import believed
 from agent_orchestra.core.classifier.regression import multinomial
 from agent_orchestra.core.classifier.scoring import Scorer, Scores, assemble, centroids
 
@@ -28,6 +30,8 @@ _FOLD_STEPS: Final = 30
 _FOLDS: Final = 5
 #: With fewer examples than this, what they say of probabilities is chance.
 _FEWEST: Final = 5
+#: The share of its weight that an example keeps which is certainly wrong.
+_LEAST_BELIEVED: Final = 0.02
 #: With more examples than this, three folds tell as much.
 _MANY: Final = 4_000
 #: Classes of rare agents count more, and of frequent ones less, within these bounds.
@@ -38,12 +42,14 @@ _RIVALS: Final = 0.03
 
 class Learned(NamedTuple):
     """``coefficients``: (features + 1, topics), without the offset. ``losses``: out-of-fold, of each example row,
-    and ``strange_losses`` of each text that is nobody's; none where there are too few.
+    and ``strange_losses`` of each text that is nobody's; none where there are too few. ``beliefs``: the share of its
+    weight that each example row keeps, by how likely it is right.
     """
 
     coefficients: Floats
     calibration: Calibration
     losses: Floats | None = None
+    beliefs: Floats | None = None
     strange_losses: Floats = np.zeros(0)
 
 
@@ -76,13 +82,12 @@ def learn(corpus: Corpus, nobody: Sequence[Encoded], agents: int, space: Space, 
 
     ``nobody``: texts that are no agent's, with their vectors.
     """
-    coefficients = regress(corpus, agents, _STEPS)
     if corpus.example.sum() < _FEWEST:
-        return Learned(coefficients, Calibration.of(prior))
+        return Learned(regress(corpus, agents, _STEPS), Calibration.of(prior))
     held, strange = _held_out(corpus, nobody, agents, space, seed)
     rows = np.array([each.row for each in held])
     y, weights = corpus.agent[rows], corpus.weight[rows].astype(np.float64)
-    mix = fit_mix(np.stack([_stacked(each.scores) for each in held]), y, weights, prior.mix)
+    mix, belief, _ = believed(np.stack([_stacked(each.scores) for each in held]), y, weights, prior.mix)
     good = [read(each.scores, mix, each.text.coverage) for each in held]
     outside = [
         as_stranger(each.fold, each.text, reading.total, mix, int(own))
@@ -91,11 +96,14 @@ def learn(corpus: Corpus, nobody: Sequence[Encoded], agents: int, space: Space, 
     ]
     strangers = [read(scores, mix, text.coverage) for text, scores in strange]
     right = np.array([float(reading.best == own) for reading, own in zip(good, y, strict=True)])
-    calibration = calibrate(good, right, weights, [*outside, *strangers], prior, mix)
+    calibration = calibrate(good, right, weights * np.maximum(belief, 1e-3), [*outside, *strangers], prior, mix)
     losses = np.zeros(len(corpus.agent))
     losses[rows] = [-reading.total[own] for reading, own in zip(good, y, strict=True)]
+    beliefs = np.ones(len(corpus.agent), np.float32)
+    beliefs[rows] = np.maximum(belief, _LEAST_BELIEVED)
     return Learned(
-        coefficients=coefficients,
+        coefficients=regress(replace(corpus, weight=corpus.weight * beliefs), agents, _STEPS),
+        beliefs=beliefs[corpus.example],
         calibration=calibration,
         losses=losses[corpus.example],
         strange_losses=np.array([-math.log(max(1 - calibration.in_scope(each), 1e-9)) for each in strangers]),
@@ -143,7 +151,7 @@ def as_stranger(scorer: Scorer, text: Features, total: Floats, mix: Floats, own:
     total[own] = np.inf
     allowed = np.ones(len(total), np.bool_)
     allowed[np.argsort(-total, kind="stable")[:gone]] = False
-    return read(scorer.scores(text, allowed), mix, text.coverage)
+    return read(scorer.scores(text, allowed, alone=True), mix, text.coverage)
 
 
 def _folds(corpus: Corpus, rows: Ints, seed: int) -> list[Ints]:
@@ -155,5 +163,4 @@ def _folds(corpus: Corpus, rows: Ints, seed: int) -> list[Ints]:
 
 
 def _stacked(scores: Scores) -> Floats:
-    assert scores.learned is not None
-    return np.stack([scores.learned, scores.near, scores.centre], 1).astype(np.float64)
+    return scores.kinds.T.astype(np.float64)

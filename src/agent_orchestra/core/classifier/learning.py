@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -44,7 +44,7 @@ def fit(agents: Sequence[Agent], examples: Sequence[Example], vectors: Mapping[s
     nobody = [Encoded(e.text, vectors.get(e.text)) for e in usable if e.agent_id is None]
     prior = SEMANTIC_LEARNED if space.dimension else LEXICAL_LEARNED
     learned = learn(corpus, nobody, len(agents), space, prior, seed)
-    model = build(agents, _taught(before, corpus, learned, len(nobody)), vectors)
+    model = build(agents, _taught(before, corpus, learned, len(nobody), len(own)), vectors)
     return replace(model, out_of_fold=_aligned(learned, examples, len(own), ids))
 
 
@@ -70,10 +70,19 @@ def _of_definitions(agents: Sequence[Agent], examples: Sequence[Example], vector
     )
 
 
-def _taught(before: Knowledge, corpus: Corpus, learned: Learned, strangers: int) -> Knowledge:
+def _doubted(examples: Iterable[Example], learned: Learned, own: int) -> tuple[Example, ...]:
+    """The examples with less weight for those that are likely to be wrong; ``own``: how many the definitions hold."""
+    if learned.beliefs is None:
+        return tuple(examples)
+    beliefs = iter(learned.beliefs[own:])
+    return tuple(e if e.agent_id is None else replace(e, weight=e.weight * float(next(beliefs))) for e in examples)
+
+
+def _taught(before: Knowledge, corpus: Corpus, learned: Learned, strangers: int, own: int) -> Knowledge:
     weights = corpus.weight[corpus.example]
     return replace(
         before,
+        examples=_doubted(before.examples, learned, own),
         calibration=learned.calibration,
         topics=corpus.topics,
         coefficients=learned.coefficients,

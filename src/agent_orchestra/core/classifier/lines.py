@@ -36,7 +36,8 @@ class Example:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """A text of a definition. ``topic``: a number inside the agent, or NEAREST. ``prototype``: whether requests are
-    compared with it; a title is not like any request, but still tells a regression something.
+    compared with it; a title is not like any request, but still tells a regression something. ``only``: where it is
+    used, if not everywhere: by ``words`` alone, or with their ``meaning``.
     """
 
     text: str
@@ -44,6 +45,7 @@ class Line:
     topic: int
     weight: float = 1.0
     prototype: bool = True
+    only: Literal["words", "meaning"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +119,12 @@ def _of_keywords(agent: Agent, topic: int) -> Iterable[Line]:
     every = [word for word in dict.fromkeys(map(str.strip, agent.keywords)) if word and word.casefold() not in known]
     # Where nothing else tells what an agent is for, even such a word does.
     words = [word for word in every if word.casefold() not in STOP_WORDS] or every
+    if len(words) > 1:
+        # One word alone means much, and so is near to whatever else says little.
+        yield Line(text=", ".join(words), kind="keywords", topic=topic, only="meaning")
     for word in words:
-        yield Line(text=word, kind="keywords", topic=topic, weight=1 / len(words))
+        only = "words" if len(words) > 1 else None
+        yield Line(text=word, kind="keywords", topic=topic, weight=1 / len(words), only=only)
 
 
 def _spaced(name: str) -> str:

@@ -11,8 +11,9 @@ import itertools
 import math
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -31,6 +32,8 @@ _READ_WORDS: Final = 256
 _LONGEST_WORD: Final = 40
 _BUCKETS: Final = 1 << 18
 _CACHED: Final = 50_000
+#: Texts that are sketched at once, which bounds what that needs to some megabytes.
+_TOGETHER: Final = 256
 #: Knuth's multiplicative hashing, by the golden ratio; place and sign come from different bits of it.
 _MULTIPLIER: Final = 0x9E3779B1
 _MASK: Final = 0xFFFFFFFF
@@ -151,6 +154,33 @@ class Sketcher:
         known = sum(entry.rarity for entry in entries if entry.weight)
         return Sketch(values.astype(np.float32), known / sum(entry.rarity for entry in entries))
 
+    def sketches(self, texts: Sequence[str]) -> Floats:
+        """(texts, WIDTH): the values of the sketches of many texts, in a fraction of the time that one by one takes."""
+        parts = [self._together(texts[begin : begin + _TOGETHER]) for begin in range(0, len(texts), _TOGETHER)]
+        return np.concatenate([np.zeros((0, WIDTH), np.float32), *parts])
+
+    def _together(self, texts: Sequence[str]) -> Floats:
+        spoken = [_words_of(text) for text in texts]
+        entries = [self._words.get(word) or self._word(word) for words in spoken for word in words]
+        pairs = [self._pairs.get(pair) or self._pair(pair) for words in spoken for pair in itertools.pairwise(words)]
+        rows = np.repeat(np.arange(len(texts)), [len(words) for words in spoken])
+        pair_rows = np.repeat(np.arange(len(texts)), [max(len(words) - 1, 0) for words in spoken])
+        values = _halves(
+            len(texts),
+            np.r_[rows, pair_rows],
+            np.array([entry.place for entry in (*entries, *pairs)], np.int64),
+            np.array([entry.weight for entry in (*entries, *pairs)]),
+            np.bincount(np.r_[rows, pair_rows], np.array([entry.lost for entry in (*entries, *pairs)]), len(texts)),
+        )
+        values += _halves(
+            len(texts),
+            np.repeat(rows, [len(entry.places) for entry in entries]),
+            np.concatenate([np.zeros(0, np.int64), *(entry.places for entry in entries)]),
+            np.concatenate([np.zeros(0), *(entry.weights for entry in entries)]),
+            np.bincount(rows, np.array([entry.parts_lost for entry in entries]), len(texts)),
+        )
+        return values.astype(np.float32)
+
     def _word(self, word: str) -> _Word:
         share = self._stop_share if word in STOP_WORDS else 1.0
         places, weights, lost = self._weighed(_hashes(word), share)
@@ -195,12 +225,20 @@ def _to_half(block: NDArray[Any], lost: float) -> float:
     return math.sqrt(0.5 / max(float(block @ block) + lost, 1e-12))
 
 
+def _halves(texts: int, rows: Ints, places: Ints, weights: Floats, lost: NDArray[Any]) -> Floats:
+    """(texts, WIDTH): weights at their places, each row scaled as :func:`_to_half` does."""
+    block = np.bincount(rows * WIDTH + places, weights, texts * WIDTH).reshape(texts, WIDTH)
+    block *= np.sqrt(0.5 / np.maximum((block * block).sum(1) + lost, 1e-12))[:, None]
+    return block
+
+
 def _words_of(text: str) -> list[str]:
     return [word[:_LONGEST_WORD] for word in _WORD.findall(text[:READ_CHARS].casefold())[:_READ_WORDS]]
 
 
+@lru_cache(maxsize=8_192)
 def _hashes(word: str) -> Ints:
-    """The hash of a word, then those of its parts."""
+    """The hash of a word, then those of its parts: counted, then known, then weighed, a word is asked for thrice."""
     padded = f" {word} "
     parts = [padded[at : at + size] for size in (3, 4, 5) for at in range(max(1, len(padded) - size + 1))]
     return np.array([zlib.crc32(part.encode()) for part in (f"w{singular(word)}", *parts)], np.int64)
@@ -211,12 +249,13 @@ def _pair_hash(first: str, second: str) -> int:
 
 
 def _buckets(text: str) -> Ints:
+    """Of all features of a text, some of them twice: an index that adds to an array adds once to each place."""
     words = _words_of(text)
     if not words:
         return np.zeros(0, np.int64)
     pairs = [_pair_hash(*pair) for pair in itertools.pairwise(words)]
     hashes = np.concatenate([*(_hashes(word) for word in dict.fromkeys(words)), np.array(pairs, np.int64)])
-    return np.unique(_placed(hashes)[0])
+    return hashes >> 14
 
 
 def _placed(hashes: Ints) -> tuple[Ints, Ints, Floats]:

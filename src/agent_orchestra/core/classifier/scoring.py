@@ -20,6 +20,8 @@ MIX: Final = (1.0, 0.15, 0.15)
 #: Topics whose prototypes are looked at one by one.
 _SHORTLIST: Final = 8
 _LENGTH: Final = 1 + SKETCH_SHARE
+#: Inverse temperature of similarities of texts' features, which are at most 1.
+_SHARP: Final = np.float32(SHARPNESS * _LENGTH)
 #: Width of a prototype's sketch: hashing into half as many places loses nothing where the closest are compared.
 _NARROW: Final = WIDTH // 2
 #: A score of what may not be chosen: its exponential is zero.
@@ -30,20 +32,32 @@ _NONE: Final = np.zeros(0, np.int64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Log-probabilities (agents,) of three kinds. ``middle``: the similarity to the nearest centroid, at most 1;
-    ``peak``: to the nearest prototype, and ``nearest`` its number, for agents that were looked at closely; 0 and -1 for
-    the others. ``strange``: the similarity to the nearest text that is known to be nobody's, 0 without any.
-    ``fresh``: agents of which a regression knows nothing, none where there are none.
+    """``kinds``: (kinds, agents), log-probabilities: those of a regression where there is one, of the prototypes, and
+    of the centroids. ``middle``: the similarity to the nearest centroid, at most 1; ``peak``: to the nearest prototype,
+    and ``nearest`` its number, for agents that were looked at closely; 0 and -1 for the others. ``strange``: the
+    similarity to the nearest text that is known to be nobody's, and ``outside`` to that of an agent that may not be
+    chosen; 0 without any. ``fresh``: agents of which a regression knows nothing, none where there are none.
     """
 
-    learned: Floats | None
-    near: Floats
-    centre: Floats
+    kinds: Floats
     middle: Floats
     peak: Floats
     nearest: Ints
     strange: float
+    outside: float = 0.0
     fresh: Bools | None = None
+
+    @property
+    def learned(self) -> Floats | None:
+        return self.kinds[0] if len(self.kinds) > 2 else None
+
+    @property
+    def near(self) -> Floats:
+        return self.kinds[-2]
+
+    @property
+    def centre(self) -> Floats:
+        return self.kinds[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +85,11 @@ class Scorer:
     kinds: tuple[str, ...]
     fresh: Bools
 
-    def scores(self, text: Features, allowed: Bools | None = None, also: int | None = None) -> Scores:
+    def scores(
+        self, text: Features, allowed: Bools | None = None, also: int | None = None, *, alone: bool = False
+    ) -> Scores:
         """The scores of a text; agents that are not ``allowed`` (at least one is) get none. ``also``: an agent that is
-        to be looked at closely in any case.
+        to be looked at closely in any case. ``alone``: as if there were no others than those that are allowed.
         """
         topics = len(self.owner)
         hot = text.words.nonzero()[0]
@@ -81,30 +97,34 @@ class Scorer:
         z += self.bias
         if len(self.meaning):
             z += text.meaning @ self.meaning
+        query = np.concatenate([text.meaning, _narrow(text.words)])
+        fresh = self.fresh if self.learned and self.fresh.any() else None
+        rough = self._rough(z, fresh)
+        outside = 0.0
         if allowed is not None:
-            z[np.tile(~allowed[self.owner], len(z) // topics)] = NEVER
-        centre = z[-topics:]
-        learned = log_softmax(z[:topics]) if self.learned else None
-        some = self._shortlist(self._rough(learned, centre), also)
+            barred = ~allowed[self.owner]
+            outside = 0.0 if alone else self._outside(query, rough, barred)
+            z[np.tile(barred, len(z) // topics)] = NEVER
+            rough[barred] = NEVER
+        some = self._shortlist(rough, also)
         if allowed is not None:
             some = some[allowed[self.owner[some]]]
-        query = np.concatenate([text.meaning, _narrow(text.words)])
+        centre = z[-topics:]
         near, peak, nearest = self._closely(query, centre, some)
-        middle = (centre - self.bias[-topics:]) / np.float32(SHARPNESS * _LENGTH)
+        middle = (centre - self.bias[-topics:]) / _SHARP
+        kinds = [z[:topics], near, centre] if self.learned else [near, centre]
         if topics > self.agents:
-            learned = None if learned is None else grouped(learned, self.starts)
-            centre, near = grouped(centre, self.starts), grouped(near, self.starts)
+            kinds = [grouped(each, self.starts) for each in kinds]
             nearest, middle = self._best(peak, nearest), np.maximum.reduceat(middle, self.starts)
             peak = np.maximum.reduceat(peak, self.starts)
         return Scores(
-            learned=learned,
-            near=log_softmax(near),
-            centre=log_softmax(centre),
+            kinds=_log_shares(np.stack(kinds)),
             middle=middle,
             peak=peak,
             nearest=nearest,
-            strange=float((self.strangers @ query).max(initial=0.0)),
-            fresh=self.fresh if self.learned and self.fresh.any() else None,
+            strange=float((self.strangers @ query).max(initial=0.0)) if len(self.strangers) else 0.0,
+            outside=outside,
+            fresh=fresh,
         )
 
     @property
@@ -142,13 +162,16 @@ class Scorer:
             kinds=picked(self.kinds, rows),
         )
 
-    def _rough(self, learned: Floats | None, centre: Floats) -> Floats:
-        """What the linear scores say of each topic."""
-        if learned is None:
-            return centre
+    def _rough(self, z: Floats, fresh: Bools | None) -> Floats:
+        """What the linear scores say of each topic beside the others."""
+        topics = len(self.owner)
+        learned, centre = z[:topics], z[-topics:]
+        if not self.learned:
+            return centre.copy()
+        if fresh is None:
+            return MIX[0] * learned + (MIX[1] + MIX[2]) * centre
         centre = log_softmax(centre)
-        rough = MIX[0] * learned + (MIX[1] + MIX[2]) * centre
-        return np.where(self.fresh[self.owner], centre, rough) if self.fresh.any() else rough
+        return np.where(fresh[self.owner], centre, MIX[0] * log_softmax(learned) + (MIX[1] + MIX[2]) * centre)
 
     def _shortlist(self, rough: Floats, also: int | None) -> Ints:
         if len(rough) <= _SHORTLIST:
@@ -158,23 +181,36 @@ class Scorer:
             some = np.union1d(some, np.flatnonzero(self.owner == also))
         return some
 
+    def _outside(self, query: Floats, rough: Floats, barred: Bools) -> float:
+        """The similarity to the nearest prototype of topics that may not be chosen, at least 0."""
+        some = np.flatnonzero(barred)
+        if len(some) > _SHORTLIST:
+            some = some[np.argpartition(rough[some], -_SHORTLIST)[-_SHORTLIST:]]
+        parts = (self.prototypes[self.rows_of(topic)] @ query for topic in some.tolist())
+        return max((float(part.max(initial=0)) for part in parts), default=0.0)
+
     def _closely(self, query: Floats, centre: Floats, some: Ints) -> tuple[Floats, Floats, Ints]:
         """Log-mean-exp over prototypes for topics on the shortlist, and their nearest; elsewhere the centroid stands
         for the prototypes.
         """
-        rows = [self.rows_of(topic) for topic in some]
+        begins, ends = self.bounds[some].tolist(), self.bounds[some + 1].tolist()
+        rows = [slice(begin, end) for begin, end in zip(begins, ends, strict=True)]
         parts = [self.prototypes[row] @ query for row in rows]
+        places = [int(part.argmax()) for part in parts]
         similar = np.concatenate(parts)
-        shares = np.concatenate([self.shares[row] for row in rows])
-        starts = np.array([0, *itertools.accumulate(map(len, parts[:-1]))])
-        sharp = np.float32(SHARPNESS * _LENGTH)
-        found = np.log(np.add.reduceat(shares * np.exp(sharp * (similar - 1)), starts) + _TINY) + sharp
-        near = centre + (found - centre[some]).mean()
+        similar -= 1
+        similar *= _SHARP
+        np.exp(similar, out=similar)
+        similar *= np.concatenate([self.shares[row] for row in rows])
+        starts = [0, *itertools.accumulate(map(len, parts[:-1]))]
+        found = np.log(np.add.reduceat(similar, starts) + _TINY) + _SHARP
+        near = centre + np.add.reduce(found - centre[some]) / np.float32(len(found))
         near[some] = found
         peak = np.zeros(len(centre), np.float32)
-        peak[some] = np.maximum.reduceat(similar, starts)
-        nearest = np.full(len(centre), -1)
-        nearest[some] = [row.start + int(part.argmax()) for row, part in zip(rows, parts, strict=True)]
+        peak[some] = [part[place] for part, place in zip(parts, places, strict=True)]
+        nearest = np.zeros(len(centre), np.int64)
+        nearest -= 1
+        nearest[some] = [begin + place for begin, place in zip(begins, places, strict=True)]
         return near, peak, nearest
 
     def _best(self, peak: Floats, nearest: Ints) -> Ints:
@@ -251,6 +287,13 @@ def assemble(
     )
 
 
+def _log_shares(z: Floats) -> Floats:
+    """Rows of scores, each shifted so that its exponentials sum to one."""
+    z -= np.maximum.reduce(z, axis=1, keepdims=True)
+    z -= np.log(np.add.reduce(np.exp(z), axis=1, keepdims=True))
+    return z
+
+
 def _prototypes(x: Floats, dimension: int) -> Floats:
     return np.concatenate([x[:, :dimension], _narrow(x[:, dimension:])], 1) / np.float32(_LENGTH)
 
@@ -275,7 +318,7 @@ def centroids(x: Floats, topic: Ints, weight: Floats, topics: int) -> Floats:
     order = np.argsort(topic, kind="stable")
     starts = group_starts(topic[order])
     sums = np.zeros((topics, x.shape[1]), np.float32)
-    if len(order):
-        sums[topic[order[starts]]] = np.add.reduceat(x[order] * weight[order, None], starts, axis=0)
+    for rows in np.split(order, starts[1:]) if len(order) else ():
+        sums[topic[rows[0]]] = weight[rows] @ x[rows]
     lengths = np.sqrt((sums * sums).sum(1, keepdims=True))
     return sums * (np.sqrt(_LENGTH) / np.maximum(lengths, 1e-6))
