@@ -49,8 +49,8 @@ async def test_an_answer_says_who_answered_and_why(served: Served) -> None:
     assert 0 < answer["confidence"] <= 1
     assert [alternative["agent"] for alternative in answer["alternatives"]] == ["travel"]
     assert answer["alternatives"][0]["confidence"] < answer["confidence"]
-    assert answer["reason"] == "nearest to its keywords 'refund'"
-    assert answer["matched"] == {"kind": "keywords", "text": "refund"}
+    assert answer["matched"] in ({"kind": "keywords", "text": word} for word in ("refund", "invoice"))
+    assert answer["reason"] == f"nearest to its keywords '{answer['matched']['text']}'"
     assert answer["usage"] == USAGE
     assert (answer["generation"], answer["tool_calls"]) == (None, [])
     assert {"load", "route", "accept", "run", "total"} <= set(answer["timings"])
