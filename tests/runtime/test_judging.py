@@ -99,6 +99,9 @@ class Scripted:
             return answer
         raise cast("OrchestraError", answer)
 
+    async def prepare(self, model: str) -> None:
+        raise AssertionError(f"nobody makes '{model}' ready here")
+
     async def check(self, *, fresh: bool = False) -> Sequence[ProviderStatus]:
         return ()
 

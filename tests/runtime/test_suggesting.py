@@ -45,6 +45,9 @@ class Writer:
         self.asked.append(prompt)
         return Reply(output=json.dumps(self.value), value=self.value)
 
+    async def prepare(self, model: str) -> None:
+        raise AssertionError(f"nobody makes '{model}' ready here")
+
     async def check(self, *, fresh: bool = False) -> Sequence[ProviderStatus]:
         return ()
 
