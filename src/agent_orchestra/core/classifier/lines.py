@@ -114,7 +114,7 @@ def _of_description(agent: Agent, topic: int) -> Iterable[Line]:
 
 
 def _of_keywords(agent: Agent, topic: int) -> Iterable[Line]:
-    """Keywords that the name does not have already, together as much as one line: some are chance words."""
+    """Keywords that the name does not have already. The more there are the less each says: some are chance words."""
     known = {*_spaced(agent.name).casefold().split(), *_spaced(agent.id).casefold().split()}
     every = [word for word in dict.fromkeys(map(str.strip, agent.keywords)) if word and word.casefold() not in known]
     # Where nothing else tells what an agent is for, even such a word does.
@@ -124,7 +124,7 @@ def _of_keywords(agent: Agent, topic: int) -> Iterable[Line]:
         yield Line(text=", ".join(words), kind="keywords", topic=topic, only="meaning")
     for word in words:
         only = "words" if len(words) > 1 else None
-        yield Line(text=word, kind="keywords", topic=topic, weight=1 / len(words), only=only)
+        yield Line(text=word, kind="keywords", topic=topic, weight=len(words) ** -0.5, only=only)
 
 
 def _spaced(name: str) -> str:
