@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, status
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agent_orchestra.api.auth import Administrator, Caller, Reader, Runner
 from agent_orchestra.api.problems import described
-from agent_orchestra.api.wire import AgentsHealthOut, Capability, Content, Context, MatchOut, Page, UserId
+from agent_orchestra.api.wire import AgentsHealthOut, Capability, Content, Context, MatchOut, Page, UserId, time_of
 from agent_orchestra.core.feedback import Feedback, Source
 from agent_orchestra.core.routing import Stage, Strategy, route_json
 from agent_orchestra.definitions import Id
@@ -305,7 +305,7 @@ def _decision_out(decision: Decision) -> DecisionOut:
         content=decision.text,
         conversation_id=decision.conversation_id,
         executed=decision.executed,
-        created_at=_time(decision.created_ms),
+        created_at=time_of(decision.created_ms),
         **told,
     )
 
@@ -317,7 +317,7 @@ def _feedback_out(kept: Feedback) -> FeedbackOut:
         agent=kept.agent_id,
         rejected=kept.rejected,
         source=kept.source,
-        created_at=_time(kept.created_ms),
+        created_at=time_of(kept.created_ms),
     )
 
 
@@ -329,9 +329,5 @@ def _version_out(version: Version) -> VersionOut:
         examples=version.examples,
         loss=version.loss,
         champion_loss=version.champion_loss,
-        created_at=_time(version.created_ms),
+        created_at=time_of(version.created_ms),
     )
-
-
-def _time(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1_000, UTC)

@@ -54,6 +54,7 @@ __all__ = [
     "message_out",
     "providers_out",
     "request_out",
+    "time_of",
 ]
 
 T = TypeVar("T")
@@ -367,7 +368,7 @@ def agent_out(entry: Registered, warnings: Iterable[str] = ()) -> AgentOut:
         instances=[instance.id for instance in entry.pool.instances],
         fault=entry.fault,
         warnings=list(warnings),
-        updated_at=_time(entry.updated_ms),
+        updated_at=time_of(entry.updated_ms),
     )
 
 
@@ -381,7 +382,7 @@ def providers_out(statuses: Iterable[ProviderStatus]) -> ProvidersOut:
                 reachable=status.reachable,
                 last_error=status.last_error,
                 detail=status.detail,
-                checked_at=_time(status.checked_ms),
+                checked_at=time_of(status.checked_ms),
             )
             for status in statuses
         ]
@@ -396,8 +397,8 @@ def conversation_out(conversation: Conversation) -> ConversationOut:
         context=dict(conversation.context),
         active_agent=conversation.active_agent,
         last_seq=conversation.last_seq,
-        created_at=_time(conversation.created_ms),
-        updated_at=_time(conversation.updated_ms),
+        created_at=time_of(conversation.created_ms),
+        updated_at=time_of(conversation.updated_ms),
     )
 
 
@@ -409,7 +410,7 @@ def message_out(message: Message) -> MessageOut:
         content=message.content,
         agent_id=message.agent_id,
         request_id=message.request_id,
-        created_at=_time(message.created_ms),
+        created_at=time_of(message.created_ms),
     )
 
 
@@ -434,5 +435,6 @@ def _failure_out(failure: Failure) -> FailureOut:
     return FailureOut(code=failure.code, detail=failure.detail, timings=dict(failure.timings), attempts=attempts)
 
 
-def _time(milliseconds: int) -> datetime:
+def time_of(milliseconds: int) -> datetime:
+    """Milliseconds since 1970, UTC, as the documents tell a time."""
     return datetime.fromtimestamp(milliseconds / 1_000, UTC)
