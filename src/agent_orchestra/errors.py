@@ -11,14 +11,16 @@
     │   └── NoAgentMatches            no agent was named, and none fits
     ├── Conflict                      the thing is in another state than the caller thought
     │   ├── AgentExists · AgentDisabled · ConversationExists · ConversationBusy · SequenceConflict
-    │   └── IdempotencyMismatch · StreamMismatch · NothingToRollBack
+    │   └── IdempotencyMismatch · StreamMismatch · NothingToRollBack · NotEscalated
     ├── Unavailable                   the same call may succeed later
     │   ├── Overloaded · NoInstanceAvailable · ShuttingDown
     │   └── StorageUnavailable ── StorageFull
     ├── EncoderFailed                 no vectors: what compares words alone carries on
     ├── FitFailed                     nothing new was learned; what decided before goes on deciding
     ├── RunFailed                     accepted and recorded, and it did not succeed
-    │   ├── AgentFailed · DeadlineExceeded · Interrupted · Superseded
+    │   ├── AgentFailed ── AgentUnavailable
+    │   ├── DeadlineExceeded · Interrupted · Superseded · Escalated · EscalationRejected
+    │   ├── CoordinationFailed · ExpressionFailed
     │   ├── AttachmentNotSupported    what answers cannot take such a part
     │   └── ModelFailed               a model, or its vendor, did not answer
     │       ├── ProviderKeyMissing · ModelAuthenticationFailed · ModelPermissionDenied · ModelNotFound
@@ -34,6 +36,7 @@ may succeed later (``retryable``), and small JSON values (``data``). It never ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
@@ -44,6 +47,7 @@ __all__ = [
     "AgentExists",
     "AgentFailed",
     "AgentNotFound",
+    "AgentUnavailable",
     "AttachmentNotSupported",
     "BodyTooLarge",
     "ConfigurationError",
@@ -53,10 +57,14 @@ __all__ = [
     "ConversationBusy",
     "ConversationExists",
     "ConversationNotFound",
+    "CoordinationFailed",
     "DatabaseTooNew",
     "DeadlineExceeded",
     "DecisionNotFound",
     "EncoderFailed",
+    "Escalated",
+    "EscalationRejected",
+    "ExpressionFailed",
     "Fault",
     "FitFailed",
     "Forbidden",
@@ -81,6 +89,7 @@ __all__ = [
     "ModelUnreachable",
     "NoAgentMatches",
     "NoInstanceAvailable",
+    "NotEscalated",
     "NotFound",
     "NothingToRollBack",
     "OrchestraError",
@@ -222,6 +231,12 @@ class NothingToRollBack(Conflict):
     code = "nothing_to_roll_back"
 
 
+class NotEscalated(Conflict):
+    """The request does not wait for a person: it never did, or somebody was faster."""
+
+    code = "not_escalated"
+
+
 class Unavailable(OrchestraError):
     """``retry_after``: seconds after which the same call is worth another try."""
 
@@ -274,24 +289,54 @@ class RunFailed(OrchestraError):
 
     ``elsewhere``: whether another instance of the agent may answer what this one could not. It is a matter of the
     class, and the one who raises it may take it back, as when something was done that must not be done twice.
+    ``blamed``: whether it speaks against the instance that was called, and not against what it was asked; its breaker
+    counts those.
     """
 
     code = "run_failed"
     elsewhere: bool = False
+    blamed: ClassVar[bool] = False
 
     @property
     def retry_after(self) -> float | None:
         """Seconds after which the same call is worth another try, where somebody said so."""
         given = self.data.get("retry_after")
-        return float(given) if isinstance(given, int | float) else None
+        return max(float(given), 0.0) if isinstance(given, int | float) and math.isfinite(given) else None
 
 
 class AgentFailed(RunFailed):
+    """``data["cause"]``: the class of what the agent's own code raised, or what was wrong with its output."""
+
     code = "agent_failed"
+    blamed = True
+
+
+class AgentUnavailable(AgentFailed):
+    """What runs the agent cannot answer now, and has done nothing: for an agent's own code to raise.
+
+    Another instance may answer, or the same one later; ``retry_after`` in its data says how many seconds later.
+    """
+
+    code = "agent_unavailable"
+    retryable = True
+    elsewhere = True
+
+
+class Escalated(RunFailed):
+    """A person will answer in the agent's place. Until then the request has no answer; then it has that one."""
+
+    code = "escalated"
+
+
+class EscalationRejected(RunFailed):
+    """A person has decided that the request is not to be answered; the sentence is theirs."""
+
+    code = "escalation_rejected"
 
 
 class DeadlineExceeded(RunFailed):
     code = "deadline_exceeded"
+    blamed = True
 
 
 class Interrupted(RunFailed):
@@ -300,6 +345,20 @@ class Interrupted(RunFailed):
 
 class Superseded(RunFailed):
     code = "superseded"
+
+
+class CoordinationFailed(RunFailed):
+    """Of several agents on one request none gave a result, or there was none to ask. The sentence names each with its
+    code; ``data["failed"]`` holds them as ``agent: code``, separated by commas.
+    """
+
+    code = "coordination_failed"
+
+
+class ExpressionFailed(RunFailed):
+    """An expression that had been accepted gave nothing for these values: a field is not there, the types differ."""
+
+    code = "expression_failed"
 
 
 class AttachmentNotSupported(RunFailed):
@@ -325,16 +384,19 @@ class ProviderKeyMissing(ModelFailed):
 
 class ModelAuthenticationFailed(ModelFailed):
     code = "model_authentication_failed"
+    blamed = True
     elsewhere = True
 
 
 class ModelPermissionDenied(ModelFailed):
     code = "model_permission_denied"
+    blamed = True
     elsewhere = True
 
 
 class ModelNotFound(ModelFailed):
     code = "model_not_found"
+    blamed = True
     elsewhere = True
 
 
@@ -377,11 +439,13 @@ class ModelQuotaExhausted(ModelFailed):
     """A limit that waiting does not mend: no credit, or a request that is larger than the limit itself."""
 
     code = "model_quota_exhausted"
+    blamed = True
     elsewhere = True
 
 
 class ModelOverloaded(ModelFailed):
     code = "model_overloaded"
+    blamed = True
     retryable = True
     elsewhere = True
 
@@ -390,18 +454,21 @@ class ModelServerError(ModelFailed):
     """The vendor broke, or answered what is no answer."""
 
     code = "model_server_error"
+    blamed = True
     retryable = True
     elsewhere = True
 
 
 class ModelTimeout(ModelFailed):
     code = "model_timeout"
+    blamed = True
     retryable = True
     elsewhere = True
 
 
 class ModelUnreachable(ModelFailed):
     code = "model_unreachable"
+    blamed = True
     retryable = True
     elsewhere = True
 
@@ -410,6 +477,7 @@ class StreamBroken(ModelFailed):
     """The answer began, and its end never came. What was told by then is part of an answer, not an answer."""
 
     code = "stream_broken"
+    blamed = True
     retryable = True
     elsewhere = True
 

@@ -15,6 +15,7 @@ from agent_orchestra.core.agent import (
     MAX_TEXT_CHARS,
     RESERVED_IDS,
     Agent,
+    Balancing,
     Filter,
     Limits,
     Role,
@@ -25,6 +26,8 @@ from agent_orchestra.core.agent import (
     status,
     system_health,
 )
+from agent_orchestra.core.balancing import Algorithm
+from agent_orchestra.core.resilience import MOST_ATTEMPTS, Action, Recovery
 
 FULL = Agent(
     id="billing.v2_a-1",
@@ -39,7 +42,17 @@ FULL = Agent(
     examples=("Why was I charged?",),
     keywords=("invoice", "bill"),
     priority=-1_000,
-    limits=Limits(concurrency=10_000, timeout=86_400),
+    read_only=True,
+    limits=Limits(concurrency=10_000, timeout=86_400, queue=10_000),
+    balancing=Balancing(algorithm=Algorithm.WEIGHTED, weights={"in-process": 2.5, "other": 0}, sticky=True),
+    recovery=Recovery(
+        attempts=MOST_ATTEMPTS,
+        base=3_600,
+        cap=3_600,
+        actions={"*": Action.ABORT, "agent_failed.My.Error": Action.RETRY, "model_rate_limited": Action.REASSIGN},
+        exhausted=Action.ESCALATE,
+        hedge=True,
+    ),
     settings={"knowledge": ["a", "b"], "deep": {"er": [1, 2.5, None, True]}},
 )
 
@@ -70,6 +83,20 @@ def paths(agent: Agent) -> list[str]:
             Limits,
             concurrency=st.integers(1, 10_000),
             timeout=st.none() | st.floats(0, 86_400, exclude_min=True, allow_subnormal=False),
+            queue=st.integers(0, 10_000),
+        ),
+        balancing=st.builds(
+            Balancing,
+            algorithm=st.none() | st.sampled_from(Algorithm),
+            weights=st.dictionaries(fine_text, st.floats(0, 1_000_000), max_size=4),
+        ),
+        recovery=st.builds(
+            Recovery,
+            attempts=st.integers(1, MOST_ATTEMPTS),
+            base=st.floats(0.001, 10),
+            cap=st.floats(10, 3_600),
+            actions=st.dictionaries(st.sampled_from(["*", "agent_failed"]), st.sampled_from(Action)),
+            exhausted=st.sampled_from([Action.ABORT, Action.ESCALATE]),
         ),
         settings=st.dictionaries(fine_text, st.none() | st.booleans() | st.integers() | fine_text, max_size=3),
     )
@@ -92,6 +119,8 @@ def test_a_definition_at_every_limit_is_valid() -> None:
         keywords=("k" * MAX_LINE_CHARS,) * MAX_LINES,
         priority=1_000,
         limits=Limits(concurrency=1, timeout=5e-324),
+        balancing=Balancing(weights={f"i{number}": 0 for number in range(MAX_LINES)}),
+        recovery=Recovery(attempts=1, base=1e-9, cap=1e-9),
     )
     assert check(full) == ()
 
@@ -131,6 +160,25 @@ def test_an_id_that_is_only_near_a_reserved_one_is_fine(agent_id: str) -> None:
         ("limits", Limits(timeout=86_400.5), "limits.timeout"),
         ("limits", Limits(timeout=math.nan), "limits.timeout"),
         ("limits", Limits(timeout=math.inf), "limits.timeout"),
+        ("limits", Limits(queue=-1), "limits.queue"),
+        ("limits", Limits(queue=10_001), "limits.queue"),
+        ("balancing", Balancing(weights={"a": 1, "b": -0.5}), "balancing.weights.b"),
+        ("balancing", Balancing(weights={"a": math.nan}), "balancing.weights.a"),
+        ("balancing", Balancing(weights={"a": math.inf}), "balancing.weights.a"),
+        ("balancing", Balancing(weights={"a": 1e308}), "balancing.weights.a"),
+        ("balancing", Balancing(weights={f"i{number}": 1 for number in range(MAX_LINES + 1)}), "balancing.weights"),
+        ("recovery", Recovery(attempts=0), "recovery.attempts"),
+        ("recovery", Recovery(attempts=MOST_ATTEMPTS + 1), "recovery.attempts"),
+        ("recovery", Recovery(base=0.0), "recovery.base"),
+        ("recovery", Recovery(base=math.nan), "recovery.base"),
+        ("recovery", Recovery(cap=3_600.5), "recovery.cap"),
+        ("recovery", Recovery(cap=math.inf), "recovery.cap"),
+        ("recovery", Recovery(base=2.0, cap=1.0), "recovery.base"),
+        ("recovery", Recovery(exhausted=Action.RETRY), "recovery.exhausted"),
+        ("recovery", Recovery(actions={"nothing_known": Action.RETRY}), "recovery.actions.nothing_known"),
+        ("recovery", Recovery(actions={"": Action.RETRY}), "recovery.actions."),
+        ("recovery", Recovery(actions={"no_agent_matches": Action.RETRY}), "recovery.actions.no_agent_matches"),
+        ("recovery", Recovery(actions={"content_refused.X": Action.RETRY}), "recovery.actions.content_refused.X"),
         ("name", "a\0b", "name"),
         ("version", "\0", "version"),
         ("provider", "\ud800", "provider"),
@@ -163,6 +211,25 @@ def test_all_faults_are_told_at_once() -> None:
     ]
 
 
+def test_an_error_that_is_no_error_is_told_with_the_nearest() -> None:
+    agent = Agent(id="a", kind="x", recovery=Recovery(actions={"model_ratelimited": Action.RETRY, "zzz": Action.RETRY}))
+    near, far = check(agent)
+    assert near.message == "is no code of an error; did you mean 'model_rate_limited'?"
+    assert "known codes: agent_failed, " in far.message
+
+
+def test_a_policy_that_would_retry_for_ever_is_told_why() -> None:
+    (fault,) = check(Agent(id="a", kind="x", recovery=Recovery(attempts=10**9)))
+    assert str(fault) == "recovery.attempts: must lie between 1 and 20; without a bound it would retry for ever"
+
+
+def test_only_an_agent_that_changes_nothing_may_be_asked_twice_at_once() -> None:
+    hedged = Agent(id="a", kind="x", recovery=Recovery(hedge=True))
+    (fault,) = check(hedged)
+    assert (fault.path, "read_only: true" in fault.message) == ("recovery.hedge", True)
+    assert check(dataclasses.replace(hedged, read_only=True)) == ()
+
+
 def test_a_filter_without_fields_admits_all() -> None:
     assert all(matches(Filter(), agent, now) for agent in (FULL, Agent(id="a", kind="x")) for now in Status)
 
@@ -193,22 +260,29 @@ def test_an_agent_without_a_domain_is_not_of_any() -> None:
 
 
 @pytest.mark.parametrize(
-    ("enabled", "instances", "in_flight", "failures", "expected"),
+    ("enabled", "instances", "healthy", "in_flight", "failures", "expected"),
     [
-        (True, 1, 0, 0, Status.IDLE),
-        (True, 2, 1, 0, Status.BUSY),
-        (True, 1, 0, 2, Status.IDLE),
-        (True, 1, 5, 2, Status.BUSY),
-        (True, 1, 0, 3, Status.DEGRADED),
-        (True, 1, 7, 9, Status.DEGRADED),
-        (True, 0, 0, 0, Status.OFFLINE),
-        (True, 0, 0, 9, Status.OFFLINE),
-        (False, 1, 1, 9, Status.DISABLED),
-        (False, 0, 0, 0, Status.DISABLED),
+        (True, 1, 1, 0, 0, Status.IDLE),
+        (True, 2, 2, 1, 0, Status.BUSY),
+        (True, 1, 1, 0, 2, Status.IDLE),
+        (True, 1, 1, 5, 2, Status.BUSY),
+        (True, 1, 1, 0, 3, Status.DEGRADED),
+        (True, 1, 1, 7, 9, Status.DEGRADED),
+        (True, 3, 2, 0, 0, Status.DEGRADED),
+        (True, 3, 1, 7, 0, Status.DEGRADED),
+        (True, 3, 0, 0, 0, Status.OFFLINE),
+        (True, 1, 0, 1, 9, Status.OFFLINE),
+        (True, 0, 0, 0, 0, Status.OFFLINE),
+        (True, 0, 0, 0, 9, Status.OFFLINE),
+        (False, 1, 1, 1, 9, Status.DISABLED),
+        (False, 2, 0, 0, 0, Status.DISABLED),
+        (False, 0, 0, 0, 0, Status.DISABLED),
     ],
 )
-def test_status(*, enabled: bool, instances: int, in_flight: int, failures: int, expected: Status) -> None:
-    now = status(enabled=enabled, instances=instances, in_flight=in_flight, failures_in_row=failures)
+def test_status(
+    *, enabled: bool, instances: int, healthy: int, in_flight: int, failures: int, expected: Status
+) -> None:
+    now = status(enabled=enabled, instances=instances, healthy=healthy, in_flight=in_flight, failures_in_row=failures)
     assert now is expected
 
 

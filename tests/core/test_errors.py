@@ -10,6 +10,7 @@ import pytest
 from agent_orchestra import errors
 from agent_orchestra.errors import (
     AgentFailed,
+    AgentUnavailable,
     ConversationBusy,
     Fault,
     InvalidAgent,
@@ -81,6 +82,7 @@ def test_codes_are_stable() -> None:
         "agent_exists",
         "agent_failed",
         "agent_not_found",
+        "agent_unavailable",
         "attachment_not_supported",
         "body_too_large",
         "configuration",
@@ -90,11 +92,15 @@ def test_codes_are_stable() -> None:
         "conversation_busy",
         "conversation_exists",
         "conversation_not_found",
+        "coordination_failed",
         "database_too_new",
         "deadline_exceeded",
         "decision_not_found",
         "encoder_failed",
         "error",
+        "escalated",
+        "escalation_rejected",
+        "expression_failed",
         "fit_failed",
         "forbidden",
         "foreign_database",
@@ -118,6 +124,7 @@ def test_codes_are_stable() -> None:
         "model_unreachable",
         "no_agent_matches",
         "no_instance_available",
+        "not_escalated",
         "not_found",
         "nothing_to_roll_back",
         "output_invalid",
@@ -141,7 +148,12 @@ def test_codes_are_stable() -> None:
 def test_what_may_succeed_later_says_so() -> None:
     later = {kind for kind in all_classes() if kind.retryable}
     of_models = {ModelRateLimited, ModelOverloaded, ModelServerError, ModelTimeout, ModelUnreachable, StreamBroken}
-    assert later == {ConversationBusy, *of_models, *(kind for kind in all_classes() if issubclass(kind, Unavailable))}
+    assert later == {
+        ConversationBusy,
+        AgentUnavailable,
+        *of_models,
+        *(kind for kind in all_classes() if issubclass(kind, Unavailable)),
+    }
     assert Overloaded("full").retry_after > 0
     assert Overloaded("full", retry_after=7.0).retry_after == 7.0
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from agent_orchestra.core.balancing import Algorithm
+from agent_orchestra.core.resilience import MOST_ATTEMPTS, Action, Recovery
 from agent_orchestra.core.values import JsonObject, faults_in
-from agent_orchestra.errors import Fault
+from agent_orchestra.errors import AgentFailed, Fault, RunFailed, by_code
 
 __all__ = [
     "ID_PATTERN",
@@ -16,8 +20,10 @@ __all__ = [
     "MAX_LINES",
     "MAX_LINE_CHARS",
     "MAX_TEXT_CHARS",
+    "MAX_WEIGHT",
     "RESERVED_IDS",
     "Agent",
+    "Balancing",
     "Filter",
     "Limits",
     "Role",
@@ -35,6 +41,7 @@ ID_RULE = "must be 1 to 64 letters, digits, '_', '.' or '-', the first a letter 
 MAX_LINES = 256
 MAX_LINE_CHARS = 500
 MAX_TEXT_CHARS = 4_000
+MAX_WEIGHT = 1_000_000
 
 #: What stands where an id would, in the paths of the API.
 RESERVED_IDS = frozenset({"health", "resolve"})
@@ -51,7 +58,11 @@ class Role(StrEnum):
 
 
 class Status(StrEnum):
-    """IDLE and BUSY can take work; DEGRADED can, but its last calls failed; OFFLINE and DISABLED cannot."""
+    """IDLE and BUSY can take work; DEGRADED can too, but an instance is not healthy, or the last calls failed.
+
+    OFFLINE has no healthy instance: it takes no more than the call that tries whether one has recovered. DISABLED is
+    not to take any.
+    """
 
     IDLE = "IDLE"
     BUSY = "BUSY"
@@ -68,15 +79,35 @@ class SystemHealth(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """``concurrency``: calls at once on each instance. ``timeout``: seconds a call; none means the request's own."""
+    """``concurrency``: calls at once on each instance. ``timeout``: seconds a call; none means the request's own.
+
+    ``queue``: calls that wait while every instance is full; one more is refused.
+    """
 
     concurrency: int = 100
     timeout: float | None = None
+    queue: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balancing:
+    """How calls are spread over the instances. ``algorithm``: none means the service's.
+
+    ``weights``: by the id of the instance, 1 where nothing is said; one with 0 gets no calls. ``sticky``: a
+    conversation stays with its instance as long as that one can take it.
+    """
+
+    algorithm: Algorithm | None = None
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    sticky: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """The definition of an agent. What runs it follows from ``kind``, which also gives ``settings`` their shape."""
+    """The definition of an agent. What runs it follows from ``kind``, which also gives ``settings`` their shape.
+
+    ``read_only``: its calls change nothing outside, so that one may be made twice.
+    """
 
     id: str
     kind: str
@@ -91,7 +122,10 @@ class Agent:
     keywords: tuple[str, ...] = ()
     priority: int = 0
     enabled: bool = True
+    read_only: bool = False
     limits: Limits = Limits()
+    balancing: Balancing = field(default_factory=Balancing)
+    recovery: Recovery = field(default_factory=Recovery)
     settings: JsonObject = field(default_factory=dict[str, None])
 
 
@@ -167,6 +201,43 @@ def _faults(agent: Agent) -> Iterator[Fault]:
         yield Fault(path="limits.concurrency", message="must lie between 1 and 10000")
     if agent.limits.timeout is not None and not 0 < agent.limits.timeout <= 86_400:
         yield Fault(path="limits.timeout", message="must be over 0 and at most 86400 seconds")
+    if not 0 <= agent.limits.queue <= 10_000:
+        yield Fault(path="limits.queue", message="must lie between 0 and 10000")
+    yield from _faults_in_balancing(agent.balancing)
+    yield from _faults_in_recovery(agent)
+
+
+def _faults_in_balancing(balancing: Balancing) -> Iterator[Fault]:
+    weights = balancing.weights
+    for instance, weight in weights.items():
+        if not 0 <= weight <= MAX_WEIGHT:
+            yield Fault(path=f"balancing.weights.{instance}", message=f"must lie between 0 and {MAX_WEIGHT}")
+    if len(weights) > MAX_LINES:
+        yield Fault(path="balancing.weights", message=f"has {len(weights)} entries; at most {MAX_LINES}")
+
+
+def _faults_in_recovery(agent: Agent) -> Iterator[Fault]:
+    recovery = agent.recovery
+    if not 1 <= recovery.attempts <= MOST_ATTEMPTS:
+        message = f"must lie between 1 and {MOST_ATTEMPTS}; without a bound it would retry for ever"
+        yield Fault(path="recovery.attempts", message=message)
+    for name, seconds in (("base", recovery.base), ("cap", recovery.cap)):
+        if not (math.isfinite(seconds) and 0 < seconds <= 3_600):
+            yield Fault(path=f"recovery.{name}", message="must be over 0 and at most 3600 seconds")
+    if recovery.base > recovery.cap:
+        yield Fault(path="recovery.base", message=f"must not exceed recovery.cap, which is {recovery.cap:g}")
+    if recovery.exhausted not in (Action.ABORT, Action.ESCALATE):
+        yield Fault(path="recovery.exhausted", message="must be 'abort' or 'escalate'")
+    known = by_code(RunFailed)
+    for code in recovery.actions:
+        # ``agent_failed.ValueError`` names what the agent's own code raised.
+        if code != "*" and (code.partition(".")[0] if code.startswith(f"{AgentFailed.code}.") else code) not in known:
+            near = difflib.get_close_matches(code, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known codes: {', '.join(sorted(known))}"
+            yield Fault(path=f"recovery.actions.{code}", message=f"is no code of an error; {hint}")
+    if recovery.hedge and not agent.read_only:
+        message = "asks two instances at once, which only an agent with 'read_only: true' may do"
+        yield Fault(path="recovery.hedge", message=message)
 
 
 def _faults_in_lines(path: str, lines: Sequence[str]) -> Iterator[Fault]:
@@ -179,13 +250,16 @@ def _faults_in_lines(path: str, lines: Sequence[str]) -> Iterator[Fault]:
             yield Fault(path=f"{path}.{number}", message=f"has {len(line)} characters; at most {MAX_LINE_CHARS}")
 
 
-def status(*, enabled: bool, instances: int, in_flight: int, failures_in_row: int) -> Status:
-    """The status that these facts amount to. Three failures in a row make an agent DEGRADED, one success mends it."""
+def status(*, enabled: bool, instances: int, healthy: int, in_flight: int, failures_in_row: int) -> Status:
+    """The status that these facts amount to; ``healthy``: how many of the instances are.
+
+    Three failures in a row make an agent DEGRADED too, and one success mends that.
+    """
     if not enabled:
         return Status.DISABLED
-    if not instances:
+    if not healthy:
         return Status.OFFLINE
-    if failures_in_row >= 3:
+    if healthy < instances or failures_in_row >= 3:
         return Status.DEGRADED
     return Status.BUSY if in_flight else Status.IDLE
 
