@@ -86,7 +86,7 @@ ANSWER = Answer(
         ),
     ),
     timings={"total": 1.5},
-    attempts=(Attempt(agent_id="a", instance_id="i", duration_ms=1.25),),
+    attempts=(Attempt(agent_id="a", instance_id="i", duration_ms=1.25, decision="answered"),),
 )
 
 
@@ -124,7 +124,19 @@ def test_an_answer_as_json() -> None:
             "first_token_ms": 12.5,
         },
         "timings": {"total": 1.5},
-        "attempts": [{"agent": "a", "instance": "i", "duration_ms": 1.25, "error": None}],
+        "coordination": None,
+        "attempts": [
+            {
+                "agent": "a",
+                "instance": "i",
+                "duration_ms": 1.25,
+                "error": None,
+                "delay_ms": 0.0,
+                "decision": "answered",
+                "reason": "",
+                "hedge": False,
+            }
+        ],
     }
     assert json.loads(json.dumps(plain)) == plain
 

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from agent_orchestra.core.attempt import Attempt, attempt_json
+from agent_orchestra.core.coordination import Coordination, coordination_json
 from agent_orchestra.core.message import Attachment
+from agent_orchestra.core.plan import Plan
 from agent_orchestra.core.routing import Candidate, Route, Stage, decided_json
+from agent_orchestra.core.usage import Usage, usage_json
 from agent_orchestra.core.values import Json, JsonObject, faults_in
 from agent_orchestra.errors import Fault, InvalidInput
 
@@ -62,6 +66,7 @@ class Request:
     context: JsonObject = field(default_factory=dict[str, None])
     capability: str | None = None
     agent_id: str | None = None
+    plan: Plan | None = None
     idempotency_key: str | None = None
     fingerprint: str = ""
     streamed: bool = False
@@ -94,24 +99,6 @@ def check(
         faults.append(Fault(path="idempotency_key", message="must be 1 to 255 visible ASCII characters"))
     if faults:
         raise InvalidInput("; ".join(map(str, faults)), faults=tuple(faults))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """What a call used, in tokens, counted the same way for every vendor (OpenTelemetry's GenAI conventions).
-
-    ``input_tokens`` is the whole prompt, what was read from and written to the vendor's cache included;
-    ``output_tokens`` is all that was generated, reasoning included. ``cost_usd`` is none where no price is known, and
-    ``price_date`` (ISO 8601) is that of the price list.
-    """
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_read_tokens: int = 0
-    cache_write_tokens: int = 0
-    reasoning_tokens: int = 0
-    cost_usd: float | None = None
-    price_date: str | None = None
 
 
 class StopReason(StrEnum):
@@ -147,24 +134,16 @@ class Reply:
     """What a backend gives back.
 
     ``output``: all text, in order. ``value``: the structured value, when there is one. ``tool_calls``: those that are
-    left to the caller. ``generation``: none where no model wrote it.
+    left to the caller. ``generation``: none where no model wrote it. ``coordination``: where several agents worked on
+    it, what became of each; ``usage`` is then the sum of theirs.
     """
 
     output: str
     value: Json = None
     tool_calls: tuple[ToolCall, ...] = ()
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     generation: Generation | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """One call of one instance. ``error`` is the stable code of what went wrong, none when it succeeded."""
-
-    agent_id: str
-    instance_id: str
-    duration_ms: float
-    error: str | None = None
+    coordination: Coordination | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +205,10 @@ class Failure:
 
 
 class RequestStatus(StrEnum):
+    """ESCALATED: no agent could answer, and a person is to; then it has SUCCEEDED, or FAILED after all."""
+
     RUNNING = "RUNNING"
+    ESCALATED = "ESCALATED"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
@@ -261,20 +243,12 @@ def answer_json(answer: Answer) -> dict[str, Json]:
 
 def reply_json(reply: Reply) -> dict[str, Json]:
     """A reply as plain JSON."""
-    usage, generation = reply.usage, reply.generation
+    generation = reply.generation
     return {
         "output": reply.output,
         "value": reply.value,
         "tool_calls": [{"id": c.id, "name": c.name, "arguments": c.arguments} for c in reply.tool_calls],
-        "usage": {
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "cache_read_tokens": usage.cache_read_tokens,
-            "cache_write_tokens": usage.cache_write_tokens,
-            "reasoning_tokens": usage.reasoning_tokens,
-            "cost_usd": usage.cost_usd,
-            "price_date": usage.price_date,
-        },
+        "usage": usage_json(reply.usage),
         "generation": None
         if generation is None
         else {
@@ -284,14 +258,5 @@ def reply_json(reply: Reply) -> dict[str, Json]:
             "request_id": generation.request_id,
             "first_token_ms": generation.first_token_ms,
         },
-    }
-
-
-def attempt_json(attempt: Attempt) -> dict[str, Json]:
-    """An attempt as plain JSON."""
-    return {
-        "agent": attempt.agent_id,
-        "instance": attempt.instance_id,
-        "duration_ms": attempt.duration_ms,
-        "error": attempt.error,
+        "coordination": None if reply.coordination is None else coordination_json(reply.coordination),
     }
