@@ -16,39 +16,48 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from agent_orchestra.core.agent import Agent, Filter, Limits, Role, Status
+    from agent_orchestra.adapters.discovery import agent
+    from agent_orchestra.core.agent import Agent, Balancing, Filter, Limits, Role, Status
     from agent_orchestra.core.conversation import Conversation, InputPolicy
     from agent_orchestra.core.message import Author, Message
+    from agent_orchestra.core.plan import Member
     from agent_orchestra.core.request import Answer, Reply, Usage
+    from agent_orchestra.core.resilience import Recovery
     from agent_orchestra.core.stream import StreamEvent
-    from agent_orchestra.errors import OrchestraError
+    from agent_orchestra.errors import AgentUnavailable, OrchestraError
     from agent_orchestra.runtime.executor import Call
     from agent_orchestra.runtime.orchestra import Orchestra
     from agent_orchestra.runtime.telemetry import Log
 
 __all__ = [
     "Agent",
+    "AgentUnavailable",
     "Answer",
     "Author",
+    "Balancing",
     "Call",
     "Conversation",
     "Filter",
     "InputPolicy",
     "Limits",
+    "Member",
     "Message",
     "Orchestra",
     "OrchestraError",
+    "Recovery",
     "Reply",
     "Role",
     "Status",
     "StreamEvent",
     "Usage",
     "__version__",
+    "agent",
     "open_orchestra",
 ]
 
 _HOMES = {
     "Agent": "core.agent",
+    "Balancing": "core.agent",
     "Filter": "core.agent",
     "Limits": "core.agent",
     "Role": "core.agent",
@@ -57,11 +66,15 @@ _HOMES = {
     "InputPolicy": "core.conversation",
     "Author": "core.message",
     "Message": "core.message",
+    "Member": "core.plan",
     "Answer": "core.request",
     "Reply": "core.request",
     "Usage": "core.request",
+    "Recovery": "core.resilience",
     "StreamEvent": "core.stream",
+    "AgentUnavailable": "errors",
     "OrchestraError": "errors",
+    "agent": "adapters.discovery",
     "Call": "runtime.executor",
     "Orchestra": "runtime.orchestra",
 }

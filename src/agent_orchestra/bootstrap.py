@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from agent_orchestra.adapters.discovery import found_in_modules, found_in_packages
 from agent_orchestra.adapters.fitting import ProcessFitter
 from agent_orchestra.adapters.function import FunctionKind, wrapped
+from agent_orchestra.adapters.memory import resident_bytes
 from agent_orchestra.adapters.models.kind import PromptKind, VendorModels
 from agent_orchestra.adapters.models.providers import Providers
 from agent_orchestra.adapters.models.vendors import VENDORS, ProviderConfig, parse
@@ -25,28 +27,45 @@ from agent_orchestra.adapters.sql.agents import SqlAgentStore
 from agent_orchestra.adapters.sql.conversations import SqlConversationStore
 from agent_orchestra.adapters.sql.database import Database, open_database, schema_differences
 from agent_orchestra.adapters.sql.decisions import SqlDecisionLog
+from agent_orchestra.adapters.sql.escalations import SqlEscalationLog
+from agent_orchestra.adapters.sql.events import SqlJournal
 from agent_orchestra.adapters.sql.keys import SqlKeyStore
 from agent_orchestra.adapters.sql.learning import SqlFeedbackLog, SqlVectorStore, SqlVersions
 from agent_orchestra.adapters.sql.runlog import SqlRunLog
+from agent_orchestra.adapters.team import TeamKind
+from agent_orchestra.core import plan
+from agent_orchestra.core.breaker import BreakerPolicy
+from agent_orchestra.core.resilience import BudgetPolicy
 from agent_orchestra.core.routing import Policy, Rule, Strategy
 from agent_orchestra.errors import ConfigurationError, EncoderFailed
+from agent_orchestra.runtime.alarms import Alarms, Measures, Requests, Vendors
+from agent_orchestra.runtime.bulkhead import Bulkhead
 from agent_orchestra.runtime.classifying import Classifiers
 from agent_orchestra.runtime.conversations import Conversations, Turns
+from agent_orchestra.runtime.coordinator import Coordinator
 from agent_orchestra.runtime.dispatcher import Dispatcher
 from agent_orchestra.runtime.embeddings import Embeddings
 from agent_orchestra.runtime.encoding import Encoder
+from agent_orchestra.runtime.escalations import Escalations
 from agent_orchestra.runtime.executor import Executor
+from agent_orchestra.runtime.instances import Dispatching
+from agent_orchestra.runtime.journal import Notices
 from agent_orchestra.runtime.judging import Judge
 from agent_orchestra.runtime.keys import Keys
 from agent_orchestra.runtime.learning import Learner, LearningPolicy
 from agent_orchestra.runtime.models import Models
+from agent_orchestra.runtime.monitor import Monitor, Witness
+from agent_orchestra.runtime.monitoring import Monitoring
 from agent_orchestra.runtime.orchestra import DEFAULT_TENANT, Orchestra
-from agent_orchestra.runtime.registry import Kind, Registry
+from agent_orchestra.runtime.process import Process
+from agent_orchestra.runtime.registry import Kind, Registry, Roster
 from agent_orchestra.runtime.router import Router
 from agent_orchestra.runtime.routing import Routing
 from agent_orchestra.runtime.telemetry import Log, Telemetry
 from agent_orchestra.settings import (
     DatabaseSettings,
+    Orchestrator,
+    Secondary,
     Settings,
     config_file,
     database_url,
@@ -57,6 +76,7 @@ from agent_orchestra.settings import (
 __all__ = [
     "check_schema",
     "install_encoder",
+    "monitoring_parts",
     "open_from_settings",
     "open_models",
     "open_storage",
@@ -66,6 +86,11 @@ __all__ = [
 ]
 
 _FOR_EVER_MS = 1 << 62
+_SECONDARY = {
+    Secondary.PARALLEL: plan.Strategy.PARALLEL,
+    Secondary.SEQUENTIAL: plan.Strategy.SEQUENTIAL,
+    Secondary.IGNORE: None,
+}
 
 
 @asynccontextmanager
@@ -92,6 +117,9 @@ async def open_from_settings(
     telemetry = Telemetry(log or _standard_log(), detailed=settings.metrics.detailed_logging)
     for key in without_effect(settings):
         telemetry.warn("setting_without_effect", key=key)
+    found = [*await found_in_modules(settings.registry.modules)]
+    if settings.registry.entry_points:
+        found += await found_in_packages(telemetry)
     async with open_storage(settings.database) as database:
         run_log = SqlRunLog(database.scripts, database.prepare)
         if database.alone:
@@ -102,10 +130,14 @@ async def open_from_settings(
         orchestra = _assembled(settings, database, run_log, telemetry, providers, encoder, encoder_fault)
         configured = None if settings.agents is None else [d.to_agent(d.id) for d in settings.agents]
         try:
-            await orchestra.start(configured)
+            await orchestra.start(configured, found)
             fallback = settings.orchestrator.fallback_agent
-            if fallback is not None and all(entry.agent.id != fallback for entry in orchestra.get_agents()):
+            known = {entry.agent.id for entry in orchestra.get_agents()}
+            if fallback is not None and fallback not in known:
                 telemetry.warn("fallback_agent_missing", agent=fallback)
+            for rule in settings.alerts:
+                if rule.agent is not None and rule.agent not in known:
+                    telemetry.warn("alert_agent_missing", alert=rule.name, agent=rule.agent)
             yield orchestra
         finally:
             await orchestra.close(settings.server.shutdown_grace)
@@ -178,13 +210,23 @@ def _assembled(
     encoder_fault: str | None,
 ) -> Orchestra:
     allowed = settings.functions.allowed_modules
+    orchestrator, conversing = settings.orchestrator, settings.conversations
+    witness = Witness(Notices(SqlJournal(database), telemetry), telemetry)
+    executor = Executor(
+        policy=_dispatching(orchestrator), max_output_chars=orchestrator.max_output_chars, observer=witness
+    )
+
+    def roster(tenant: str) -> Roster:
+        return registry.roster(tenant)
+
+    coordinator = Coordinator(roster=roster, executor=executor, wrap=wrapped, telemetry=telemetry)
     offline = OfflineKind()
     kinds: Mapping[str, Kind] = {
         "function": FunctionKind(allowed=allowed),
         "offline": offline,
         "prompt": PromptKind(providers, offline=offline, allowed=allowed),
+        "team": TeamKind(coordinator, allowed=allowed),
     }
-    orchestrator, conversing = settings.orchestrator, settings.conversations
     registry = Registry(store=SqlAgentStore(database), kinds=kinds, shared_tenant=DEFAULT_TENANT, telemetry=telemetry)
     turns = Turns()
     conversations = Conversations(
@@ -204,15 +246,22 @@ def _assembled(
     dispatcher = Dispatcher(
         registry=registry,
         router=router,
-        executor=Executor(balanced=orchestrator.load_balancing.enabled, max_output_chars=orchestrator.max_output_chars),
+        executor=executor,
+        coordinator=coordinator,
         log=run_log,
         leases=run_log,
         turns=turns,
         telemetry=telemetry,
+        bulkhead=Bulkhead(
+            places=orchestrator.max_concurrent_requests,
+            waiting=orchestrator.max_waiting_requests,
+            seconds=orchestrator.max_wait,
+        ),
         default_policy=conversing.input_policy,
         history_messages=conversing.history_messages,
-        max_concurrent=orchestrator.max_concurrent_requests,
         timeout_seconds=orchestrator.request_timeout,
+        hand_over_from=orchestrator.hand_over_from,
+        secondary=_SECONDARY[orchestrator.secondary_agents],
     )
     return Orchestra(
         registry=registry,
@@ -220,11 +269,76 @@ def _assembled(
         conversations=conversations,
         keys=Keys(SqlKeyStore(database)),
         routing=routing,
+        monitoring=monitoring_parts(
+            settings,
+            database,
+            registry=registry,
+            requests=dispatcher,
+            vendors=models,
+            witness=witness,
+            telemetry=telemetry,
+        ),
+        escalations=Escalations(log=SqlEscalationLog(database), turns=turns),
         log=run_log,
         models=models,
         wrap=wrapped,
         storage=database,
         watch_seconds=settings.registry.refresh_seconds,
+    )
+
+
+def _dispatching(orchestrator: Orchestrator) -> Dispatching:
+    breaker, budget = orchestrator.circuit_breaker, orchestrator.retry_budget
+    return Dispatching(
+        balanced=orchestrator.load_balancing.enabled,
+        algorithm=orchestrator.load_balancing.algorithm,
+        breaker=BreakerPolicy(
+            enabled=breaker.enabled,
+            failures=breaker.failure_threshold,
+            rest=breaker.recovery_timeout,
+            failure_share=breaker.failure_share,
+            window=breaker.window,
+            least_calls=breaker.least_calls,
+            slow=breaker.slow_call,
+        ),
+        budget=BudgetPolicy(share=budget.share, floor=budget.floor, window=budget.window),
+    )
+
+
+def monitoring_parts(
+    settings: Settings,
+    database: Database,
+    *,
+    registry: Registry,
+    requests: Requests,
+    vendors: Vendors,
+    witness: Witness,
+    telemetry: Telemetry,
+) -> Monitoring:
+    """What watches over agents and process. ``witness``: what the executor tells of its instances."""
+    process = Process(resident_bytes)
+    measures = Measures(
+        registry=registry,
+        tenant=DEFAULT_TENANT,
+        requests=requests,
+        process=process,
+        storage=database,
+        vendors=vendors,
+    )
+    return Monitoring(
+        monitor=Monitor(registry=registry, observer=witness, interval=settings.orchestrator.health_check_interval),
+        alarms=Alarms(
+            [rule.to_rule() for rule in settings.alerts],
+            measures=measures,
+            notices=witness.notices,
+            tenant=DEFAULT_TENANT,
+            telemetry=telemetry,
+        ),
+        process=process,
+        notices=witness.notices,
+        storage=database,
+        vendors=vendors,
+        tenant=DEFAULT_TENANT,
     )
 
 

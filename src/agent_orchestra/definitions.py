@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Final
+import difflib
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
 
 from agent_orchestra.core.agent import (
     ID_PATTERN,
     MAX_LINE_CHARS,
     MAX_LINES,
     MAX_TEXT_CHARS,
+    MAX_WEIGHT,
     RESERVED_IDS,
     Agent,
+    Balancing,
     Limits,
     Role,
 )
+from agent_orchestra.core.balancing import Algorithm
+from agent_orchestra.core.resilience import MOST_ATTEMPTS, Action, Recovery
 
 __all__ = [
     "NOT_BLANK",
@@ -25,9 +32,12 @@ __all__ = [
     "AgentChanges",
     "AgentDefinition",
     "AgentReplacement",
+    "BalancingDefinition",
     "Id",
     "LimitsDefinition",
+    "RecoveryDefinition",
     "Text",
+    "choice",
 ]
 
 #: No NUL anywhere; the database cannot hold it.
@@ -48,6 +58,20 @@ def _number(given: object) -> object:
 
 NUMBER: Final = BeforeValidator(_number)
 
+
+def choice(kind: type[StrEnum]) -> BeforeValidator:
+    """Says which choice is nearest to one that is none."""
+
+    def nearest(given: object) -> object:
+        if not isinstance(given, str) or given in set(kind):
+            return given
+        near = difflib.get_close_matches(given, list(kind), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(kind)}"
+        raise PydanticCustomError("choice", "there is no '{given}'; {hint}", {"given": given, "hint": hint})
+
+    return BeforeValidator(nearest)
+
+
 Text = Annotated[str, Field(json_schema_extra=_PRINTABLE)]
 Name = Annotated[Text, Field(max_length=64)]
 Line = Annotated[str, Field(max_length=MAX_LINE_CHARS, json_schema_extra=NOT_BLANK)]
@@ -65,8 +89,47 @@ class LimitsDefinition(_Definition):
     timeout: Annotated[float, Field(ge=0.5, le=86_400), NUMBER] | None = None
     """Seconds for one call, half a second at least; none means the request's own."""
 
+    queue: Annotated[int, Field(ge=0, le=10_000), NUMBER] = Limits().queue
+    """Calls that wait while every instance is full; one more is refused."""
+
     def to_limits(self) -> Limits:
-        return Limits(concurrency=self.concurrency, timeout=self.timeout)
+        return Limits(**dict(self))
+
+
+Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT), NUMBER]
+Key = Annotated[str, Field(min_length=1, max_length=256), Field(json_schema_extra=_PRINTABLE)]
+
+
+class BalancingDefinition(_Definition):
+    algorithm: Annotated[Algorithm, choice(Algorithm)] | None = None
+    """None means the service's, ``orchestrator.load_balancing.algorithm``."""
+    weights: Annotated[dict[Key, Weight], Field(max_length=MAX_LINES)] = Field(default_factory=dict)
+    """By the id of the instance, 1 where nothing is said; one with 0 gets no calls."""
+    sticky: StrictBool = False
+    """A conversation stays with its instance as long as that one can take it."""
+
+    def to_balancing(self) -> Balancing:
+        return Balancing(**dict(self))
+
+
+class RecoveryDefinition(_Definition):
+    attempts: Annotated[int, Field(ge=1, le=MOST_ATTEMPTS), NUMBER] = Recovery().attempts
+    """Calls for one request, at most; stand-by models are each tried once in any case."""
+    base: Annotated[float, Field(gt=0, le=3_600), NUMBER] = Recovery().base
+    """Seconds of the first pause, at most; the bound doubles with each one."""
+    cap: Annotated[float, Field(gt=0, le=3_600), NUMBER] = Recovery().cap
+    """Seconds of the longest pause; where the other side asks for a longer one, the request is not held."""
+    actions: Annotated[dict[Key, Annotated[Action, choice(Action)]], Field(max_length=MAX_LINES)] = Field(
+        default_factory=dict
+    )
+    """By the code of an error, ``agent_failed.<class>``, or ``*``; what does not stand here follows from the error."""
+    exhausted: Annotated[Literal[Action.ABORT, Action.ESCALATE], choice(Action)] = Action.ABORT
+    """What is done when nothing is left to try."""
+    hedge: StrictBool = False
+    """Ask a second instance when the first takes longer than 95 % of its calls did; only where ``read_only``."""
+
+    def to_recovery(self) -> Recovery:
+        return Recovery(**dict(self))
 
 
 class AgentChanges(_Definition):
@@ -86,13 +149,21 @@ class AgentChanges(_Definition):
     priority: Annotated[int, Field(ge=-1_000, le=1_000), NUMBER] = 0
     """Among equals the higher one is chosen."""
     enabled: StrictBool = True
+    read_only: StrictBool = False
+    """Its calls change nothing outside, so that one may be made twice."""
     limits: LimitsDefinition = LimitsDefinition()
+    balancing: BalancingDefinition = BalancingDefinition()
+    recovery: RecoveryDefinition = RecoveryDefinition()
 
     def changed(self) -> dict[str, Any]:
         """The fields that were given, as those of an :class:`Agent`."""
         given = {name: getattr(self, name) for name in self.model_fields_set}
         if "limits" in given:
             given["limits"] = self.limits.to_limits()
+        if "balancing" in given:
+            given["balancing"] = self.balancing.to_balancing()
+        if "recovery" in given:
+            given["recovery"] = self.recovery.to_recovery()
         return given
 
 

@@ -10,23 +10,29 @@ import difflib
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, cast, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from agent_orchestra.core.agent import Agent
+from agent_orchestra.core.agent import ID_PATTERN, Agent
+from agent_orchestra.core.alerts import Metric, Rule, Severity, check
+from agent_orchestra.core.balancing import Algorithm
 from agent_orchestra.core.conversation import InputPolicy
 from agent_orchestra.core.routing import Strategy
-from agent_orchestra.definitions import AgentDefinition
+from agent_orchestra.definitions import AgentDefinition, choice
 from agent_orchestra.errors import ConfigurationError
 
 __all__ = [
     "DatabaseSettings",
     "Logs",
+    "Orchestrator",
     "ProviderSettings",
+    "Secondary",
     "Server",
     "Settings",
     "config_file",
@@ -50,13 +56,33 @@ class _Section(BaseModel):
 class LoadBalancing(_Section):
     enabled: bool = True
     """Off: an agent's first free instance takes every call."""
-    algorithm: Literal["round_robin"] = "round_robin"
+    algorithm: Annotated[Algorithm, choice(Algorithm)] = Algorithm.ROUND_ROBIN
+    """``round_robin``, ``weighted_round_robin``, ``least_connections``, ``weighted`` (by speed, success, load and
+    health) or ``peak_ewma`` (of two drawn at random, the faster one). An agent may say otherwise."""
 
 
 class CircuitBreaker(_Section):
     enabled: bool = True
-    failure_threshold: Annotated[int, Field(ge=1)] = 5
+    failure_threshold: Annotated[int, Field(ge=1, le=10_000)] = 5
+    """Failures in a row after which an instance gets no calls."""
     recovery_timeout: Seconds = 60.0
+    """Seconds until one call tries it again."""
+    failure_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The share of failed calls that opens it too, however they are spread."""
+    window: Seconds = 30.0
+    """Seconds over which that share is taken."""
+    least_calls: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    """Calls in the window before their share says anything."""
+    slow_call: Seconds | None = None
+    """A call that takes so many seconds counts as failed, however it ends."""
+
+
+class RetryBudget(_Section):
+    share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Retries beside first calls, for each agent."""
+    floor: Annotated[int, Field(ge=0, le=1_000_000)] = 10
+    """Retries in a window that there may be in any case."""
+    window: Seconds = 10.0
 
 
 class Metrics(_Section):
@@ -66,6 +92,12 @@ class Metrics(_Section):
     """Log the message and place of what an agent's own code raises, not only its class. Messages may hold secrets."""
 
 
+class Secondary(StrEnum):
+    PARALLEL = "parallel"
+    SEQUENTIAL = "sequential"
+    IGNORE = "ignore"
+
+
 class Orchestrator(_Section):
     routing_strategy: Strategy = Strategy.HYBRID
     """``simple`` compares words, ``semantic`` meanings too, ``learned`` uses examples and feedback besides; ``hybrid``
@@ -73,14 +105,26 @@ class Orchestrator(_Section):
     fallback_agent: str | None = None
     """The agent that answers when no other matches."""
     max_concurrent_requests: Annotated[int, Field(ge=1, le=100_000)] = 100
-    """Requests at once; one more is refused with 503 and Retry-After."""
+    """Requests at once; others wait."""
+    max_waiting_requests: Annotated[int, Field(ge=0, le=100_000)] = 100
+    """Requests that may wait for their turn; one more is refused at once with 503 and Retry-After."""
+    max_wait: Seconds = 10.0
+    """Seconds that a request waits for its turn before it is refused."""
     request_timeout: Seconds = 300.0
     """Seconds for a whole request, waiting for its turn in a conversation included."""
     health_check_interval: Seconds = 30.0
+    """Seconds between two checks of an instance, where it has one."""
     max_output_chars: Annotated[int, Field(ge=1, le=100_000_000)] = 1_000_000
     """The longest output that an agent may give."""
+    hand_over_from: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The least confidence with which another candidate of the route answers when the chosen agent cannot. Agents with
+    the capability that was asked for may always."""
+    secondary_agents: Annotated[Secondary, choice(Secondary)] = Secondary.PARALLEL
+    """What becomes of the agents that a model names besides the first: ``parallel`` and ``sequential`` have all of them
+    answer, ``ignore`` only the first."""
     load_balancing: LoadBalancing = LoadBalancing()
     circuit_breaker: CircuitBreaker = CircuitBreaker()
+    retry_budget: RetryBudget = RetryBudget()
 
 
 class RoutingRule(_Section):
@@ -139,6 +183,8 @@ class Server(_Section):
     """Names besides those of loopback by which the service may be called without a key."""
     shutdown_grace: Annotated[float, Field(ge=0, le=3_600)] = 10.0
     """Seconds that running requests have to end when the service is stopped."""
+    shutdown_delay: Annotated[float, Field(ge=0, le=3_600)] = 0.0
+    """Seconds before that, in which requests are still taken while ``/readyz`` asks for them to be sent elsewhere."""
 
 
 class DatabaseSettings(_Section):
@@ -187,8 +233,35 @@ class Providers(_Section):
 
 
 class Registry(_Section):
+    modules: tuple[Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*$")], ...] = ()
+    """Modules whose functions marked with ``@agent`` are agents, shared by all tenants."""
+    entry_points: bool = True
+    """Take up the agents of installed packages: their entry points of the group ``agent_orchestra.agents``."""
     refresh_seconds: Seconds = 1.0
     """How soon a change by another process is seen."""
+
+
+class AlertRule(_Section):
+    name: Annotated[str, Field(pattern=ID_PATTERN)]
+    metric: Annotated[Metric, choice(Metric)]
+    above: float | None = None
+    below: float | None = None
+    """The metric may lie at the bound, but not beyond it."""
+    seconds: Annotated[float, Field(alias="for")] = 0.0
+    """For how long it must lie beyond, until the alert fires."""
+    severity: Annotated[Severity, choice(Severity)] = Severity.WARNING
+    agent: str | None = None
+    """Whose metric, where it is one of an agent."""
+
+    def to_rule(self) -> Rule:
+        return Rule(**dict(self))
+
+
+def _without_faults(rules: tuple[AlertRule, ...]) -> tuple[AlertRule, ...]:
+    if faults := check([rule.to_rule() for rule in rules]):
+        sentences = "; ".join(f"alerts.{fault.path}: {fault.message}" for fault in faults)
+        raise PydanticCustomError("placed", "{sentences}", {"sentences": sentences})
+    return rules
 
 
 class Logs(_Section):
@@ -219,6 +292,8 @@ class Settings(BaseSettings):
     logs: Logs = Logs()
     agents: tuple[AgentDefinition, ...] | None = None
     """The agents of the operator, shared by all tenants. None: the file says nothing about agents."""
+    alerts: Annotated[tuple[AlertRule, ...], Field(max_length=1_000), AfterValidator(_without_faults)] = ()
+    """Rules on figures of this process, and when one that is broken is told."""
 
     @classmethod
     def settings_customise_sources(
@@ -235,8 +310,6 @@ class Settings(BaseSettings):
 
 #: Keys that are read and checked, and that no part acts on yet.
 _WITHOUT_EFFECT: Final = (
-    "orchestrator.health_check_interval",
-    "orchestrator.circuit_breaker",
     "metrics.collection_enabled",
     "metrics.retention_days",
 )
@@ -361,7 +434,7 @@ def _check_environment() -> None:
 
 def _fields_of(kind: Any) -> Mapping[str, Any] | None:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return {name: field.annotation for name, field in kind.model_fields.items()}
+        return {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
     return None
 
 
@@ -371,6 +444,8 @@ def _sentences(error: ValidationError, root: type[BaseModel] = Settings) -> Iter
         if found["type"] == "extra_forbidden":
             known = _known_at(root, found["loc"][:-1])
             yield f"unknown key '{place}'{_near(str(found['loc'][-1]), known)}"
+        elif found["type"] == "placed":
+            yield found["msg"]
         else:
             yield f"{place}: {found['msg']}"
 

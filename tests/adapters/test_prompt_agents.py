@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import pytest
 
-from agent_orchestra import Agent, Answer, Orchestra, StreamEvent
+from agent_orchestra import Agent, Answer, Orchestra, Recovery, StreamEvent
 from agent_orchestra.adapters.models.kind import PromptKind
 from agent_orchestra.adapters.models.providers import Providers
 from agent_orchestra.adapters.models.vendors import ProviderConfig
@@ -213,11 +213,16 @@ async def orchestra(vendor: Vendor) -> AsyncGenerator[Orchestra]:
         yield found
 
 
+#: Each model is asked once: what becomes of it then is dispatch's, and tested there.
+ONCE: Final = Recovery(attempts=1)
+
+
 async def has(orchestra: Orchestra, agent_id: str = "agent", *, trusted: bool = True, **settings: Any) -> None:
     """Registers an agent; of a model that answers chats unless the settings name one."""
     if not {"model", "models"} & set(settings):
         settings["model"] = MODEL
-    await orchestra.register_agent(Agent(id=agent_id, kind="prompt", settings=settings), trusted=trusted)
+    agent = Agent(id=agent_id, kind="prompt", settings=settings, recovery=ONCE)
+    await orchestra.register_agent(agent, trusted=trusted)
 
 
 async def ask(orchestra: Orchestra, content: str = "hello", **more: Any) -> Answer:
@@ -1258,7 +1263,7 @@ async def test_a_request_whose_time_is_over_leaves_no_connection(
 ) -> None:
     api = WIRE[model.partition(":")[0]]
     vendor.server.play(read_case(f"{api}/text"))
-    agent = Agent(id="agent", kind="prompt", settings={"model": model, "tools": tools})
+    agent = Agent(id="agent", kind="prompt", settings={"model": model, "tools": tools}, recovery=ONCE)
     await orchestra.register_agent(agent, trusted=True)
     # What comes with the first call, such as an import, takes no part of the time.
     await ask(orchestra)

@@ -18,6 +18,7 @@ OFFLINE = {"kind": "offline", "settings": {"knowledge": ["It is so."]}}
 OPERATIONS: tuple[tuple[str, str, Scope, Mapping[str, Any] | None], ...] = (
     ("GET", "/v1/status", Scope.READ, None),
     ("GET", "/v1/providers", Scope.READ, None),
+    ("GET", "/v1/alerts", Scope.READ, None),
     ("GET", "/v1/agents", Scope.READ, None),
     ("GET", "/v1/agents/health", Scope.READ, None),
     ("GET", "/v1/agents/resolve?action=x", Scope.READ, None),
@@ -35,6 +36,9 @@ OPERATIONS: tuple[tuple[str, str, Scope, Mapping[str, Any] | None], ...] = (
     ("GET", "/v1/conversations/x/messages", Scope.READ, None),
     ("POST", "/v1/conversations/x/messages", Scope.RUN, {"content": "hi"}),
     ("POST", "/v1/conversations/x/process", Scope.RUN, {"content": "hi"}),
+    ("GET", "/v1/escalations", Scope.READ, None),
+    ("POST", "/v1/escalations/x/answer", Scope.ADMIN, {"output": "hi"}),
+    ("POST", "/v1/escalations/x/reject", Scope.ADMIN, {"reason": "no"}),
     ("POST", "/v1/route", Scope.RUN, {"content": "hi"}),
     ("GET", "/v1/decisions", Scope.READ, None),
     ("GET", "/v1/decisions/x", Scope.READ, None),

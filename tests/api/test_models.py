@@ -13,6 +13,7 @@ import pytest
 
 from agent_orchestra import Agent, Call, Reply
 from agent_orchestra.core.request import Generation, StopReason, ToolCall
+from agent_orchestra.core.resilience import Recovery
 from tests.api.serving import Served, problem_of, serving, told_in
 from tests.services.replay import Answer, Ended, Late, ReplayServer, read_case
 
@@ -35,7 +36,9 @@ async def vendor() -> AsyncGenerator[ReplayServer]:
 async def asking(vendor: ReplayServer, **more: object) -> AsyncGenerator[Served]:
     """An application that finds OpenAI at the vendor, and no other provider."""
     openai = {"base_url": vendor.url, "api_key": KEY, "max_wait": 0, **more}
-    async with serving(providers={"openai": openai}) as served:
+    # How each error looks is the question here, not what becomes of an instance that gives many.
+    unbroken = {"circuit_breaker": {"enabled": False}}
+    async with serving(providers={"openai": openai}, orchestrator=unbroken) as served:
         yield served
 
 
@@ -48,7 +51,8 @@ async def served(vendor: ReplayServer) -> AsyncGenerator[Served]:
 async def has(served: Served, **settings: Any) -> None:
     if "models" not in settings:
         settings.setdefault("model", MODEL)
-    await served.orchestra.register_agent(Agent(id="agent", kind="prompt", settings=settings))
+    once = Recovery(attempts=1)
+    await served.orchestra.register_agent(Agent(id="agent", kind="prompt", settings=settings, recovery=once))
 
 
 async def ask(served: Served, **more: Any) -> Any:

@@ -92,7 +92,7 @@ async def test_the_settings_of_an_agent_follow_from_its_kind(served: Served) -> 
     schemas = (await document_of(served))["components"]["schemas"]
     for name in ("AgentDefinition", "AgentReplacement"):
         kinds = {one["properties"]["kind"]["const"]: one for one in schemas[name]["oneOf"]}
-        assert set(kinds) == {"function", "offline", "prompt"}
+        assert set(kinds) == {"function", "offline", "prompt", "team"}
         assert "knowledge" in kinds["offline"]["properties"]["settings"]["properties"]
         assert "function" in kinds["function"]["properties"]["settings"]["properties"]
         for one in kinds.values():

@@ -40,6 +40,7 @@ async def test_an_answer_says_who_answered_and_why(served: Served) -> None:
         "tool_calls",
         "usage",
         "generation",
+        "coordination",
         "timings",
         "attempts",
     }
@@ -61,6 +62,10 @@ async def test_an_answer_says_who_answered_and_why(served: Served) -> None:
             "instance": "in-process",
             "duration_ms": answer["attempts"][0]["duration_ms"],
             "error": None,
+            "delay_ms": 0.0,
+            "decision": "answered",
+            "reason": "",
+            "hedge": False,
         }
     ]
     assert response.headers["x-request-id"] == answer["request_id"]

@@ -11,7 +11,7 @@ async def test_alive_and_ready(served: Served) -> None:
     assert (alive.status_code, alive.json()) == (200, {"status": "alive"})
     ready = await served.client.get("/readyz")
     assert ready.status_code == 200
-    assert ready.json() == {"ready": True, "checks": {"reachable": True, "migrations": True}}
+    assert ready.json() == {"ready": True, "checks": {"reachable": True, "migrations": True, "accepting": True}}
 
 
 async def test_the_status_tells_version_load_and_agents(served: Served) -> None:

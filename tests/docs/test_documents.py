@@ -13,6 +13,7 @@ import pytest
 import yaml
 from tests.services.vendors import running_llmock
 
+from agent_orchestra.core import breaker
 from agent_orchestra.settings import ProviderSettings, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,11 @@ def test_links_lead_somewhere() -> None:
         if "://" not in target and not (document.parent / target).exists()
     ]
     assert not broken
+
+
+def test_the_diagram_of_the_breaker_is_the_codes_own() -> None:
+    guide = (ROOT / "docs/guides/dispatch.md").read_text(encoding="utf-8")
+    assert re.findall(r"^```mermaid\n(.*?)^```", guide, re.MULTILINE | re.DOTALL) == [breaker.diagram() + "\n"]
 
 
 def test_every_setting_is_in_the_guide() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.api.serving import problem_of
 from tests.faults.asking import AGENTS, Asker, Asking
 from tests.services.service import Service, running_service
 from tests.services.waiting import wait_until
@@ -104,26 +103,6 @@ async def _read_until(wanted: str, lines: AsyncIterator[str]) -> None:
     raise AssertionError(f"the stream ended without {wanted!r}")
 
 
-async def _wait_for_two(client: httpx.AsyncClient) -> None:
-    """Returns once two requests run."""
-    async with asyncio.timeout(15):
-        while (await client.get("/v1/status")).json()["in_flight"] != 2:  # noqa: ASYNC110  it is in another process
-            await asyncio.sleep(0.01)
-
-
-async def _wait_for_refusal(service: Service) -> None:
-    """Returns once the service takes no new connection."""
-    port = int(service.url.rpartition(":")[2])
-    async with asyncio.timeout(15):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except ConnectionError:
-                return
-            writer.close()
-            await asyncio.sleep(0.01)
-
-
 async def test_a_request_that_was_cut_off_is_told_as_interrupted(tmp_path: Path) -> None:
     with running_service(tmp_path, {"agents": list(AGENTS)}) as service:
         async with httpx.AsyncClient(timeout=20) as client:
@@ -192,58 +171,3 @@ async def test_a_plain_client_that_hangs_up_loses_nothing(tmp_path: Path) -> Non
             gate.touch()
             answer = await client.post("/v1/orchestrate", json=body, headers={"Idempotency-Key": "k"})
             assert (answer.status_code, answer.json()["output"]) == (200, "hello")
-
-
-async def test_told_to_stop_it_lets_what_runs_end(tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    body = {"content": "hello", "agent_id": "gated", "context": {"gate": str(gate)}}
-    with running_service(tmp_path, {"agents": list(AGENTS)}) as service:
-        async with httpx.AsyncClient(base_url=service.url, timeout=20) as client:
-            plain = asyncio.create_task(client.post("/v1/orchestrate", json=body))
-            streamed = asyncio.create_task(
-                client.post("/v1/orchestrate", json=body, headers={"Accept": "text/event-stream"})
-            )
-            await _wait_for_two(client)
-            service.terminate()
-            await _wait_for_refusal(service)
-            gate.touch()
-            assert (await plain).json()["output"] == "hello"
-            assert "event: completed" in (await streamed).text
-        assert await asyncio.to_thread(service.wait) == 0
-        assert "Traceback" not in service.read_log()
-        await asyncio.to_thread(service.start)
-        answer = (await plain).json()
-        async with httpx.AsyncClient(base_url=service.url, timeout=20) as client:
-            record = (await client.get(f"/v1/requests/{answer['request_id']}")).json()
-        assert record["answer"] == answer
-
-
-async def test_told_to_stop_it_does_not_wait_for_ever(tmp_path: Path) -> None:
-    settings = {"agents": list(AGENTS), "server": {"shutdown_grace": 1}}
-    with running_service(tmp_path, settings) as service:
-        async with httpx.AsyncClient(base_url=service.url, timeout=20) as client:
-            asking = [
-                asyncio.create_task(
-                    client.post(
-                        "/v1/orchestrate",
-                        json={"content": "hello", "agent_id": name},
-                        headers={"Idempotency-Key": name},
-                    )
-                )
-                for name in ("never", "never_in_thread")
-            ]
-            await _wait_for_two(client)
-            service.terminate()
-            assert await asyncio.to_thread(service.wait) == 0
-            for response in await asyncio.gather(*asking):
-                problem_of(response, 503, "interrupted")
-        assert "Traceback" not in service.read_log()
-        await asyncio.to_thread(service.start)
-        async with httpx.AsyncClient(base_url=service.url, timeout=20) as client:
-            for name in ("never", "never_in_thread"):
-                again = await client.post(
-                    "/v1/orchestrate",
-                    json={"content": "hello", "agent_id": name},
-                    headers={"Idempotency-Key": name},
-                )
-                assert (again.status_code, again.json()["code"]) == (503, "interrupted"), again.text

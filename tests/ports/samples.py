@@ -28,7 +28,18 @@ from agent_orchestra.core.values import Json
 from agent_orchestra.runtime.clock import new_id, now_ms
 from agent_orchestra.runtime.dispatcher import Accepted
 
-__all__ = ["ROUTE", "StoredEvent", "accepted", "answer", "conversation", "count", "events", "failure", "request"]
+__all__ = [
+    "ROUTE",
+    "StoredEvent",
+    "accepted",
+    "answer",
+    "conversation",
+    "count",
+    "escalated",
+    "events",
+    "failure",
+    "request",
+]
 
 TENANT = "acme"
 #: Long enough for any test.
@@ -139,6 +150,36 @@ def failure(code: str = "agent_failed") -> Failure:
         output="It left Zü",
         timings={"total": 4.5},
         attempts=(Attempt(agent_id="orders", instance_id="in-process", duration_ms=4.0, error=code),),
+    )
+
+
+def escalated() -> Failure:
+    """How a request ends for now that waits for a person."""
+    return Failure(
+        code="escalated",
+        detail="agent 'billing' could not answer (model_overloaded); a person will answer in its place",
+        data={"cause": "model_overloaded", "agent": "billing"},
+        timings={"total": 4.5},
+        attempts=(
+            Attempt(
+                agent_id="orders",
+                instance_id="",
+                duration_ms=0.0,
+                error="no_instance_available",
+                decision="hand_over",
+                reason="all are ejected",
+            ),
+            Attempt(
+                agent_id="billing",
+                instance_id="eu-1",
+                duration_ms=4.0,
+                error="model_overloaded",
+                delay_ms=12.5,
+                decision="escalate",
+                reason="4 calls are enough",
+                hedge=True,
+            ),
+        ),
     )
 
 

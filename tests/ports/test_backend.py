@@ -1,4 +1,4 @@
-"""What Backend promises, over functions in all their forms and over the offline backend."""
+"""What Backend promises, over functions in all their forms, over the offline backend and over several agents."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from typing import Any
 
 import pytest
 
-from agent_orchestra.adapters.function import FunctionBackend
+from agent_orchestra.adapters.function import FunctionBackend, wrapped
 from agent_orchestra.adapters.offline import OfflineBackend
 from agent_orchestra.core.agent import Agent
+from agent_orchestra.core.plan import made
 from agent_orchestra.core.request import Reply, Usage
 from agent_orchestra.core.values import Json
 from agent_orchestra.errors import AgentFailed, InvalidAgent
-from agent_orchestra.runtime.executor import Backend, Call, Emit
+from agent_orchestra.runtime.coordinator import Coordinator, PlanBackend
+from agent_orchestra.runtime.executor import Backend, Call, Emit, Executor, Pool
+from agent_orchestra.runtime.instances import Dispatching, Unobserved
+from agent_orchestra.runtime.registry import Registered, Roster, Source
+from agent_orchestra.runtime.telemetry import Telemetry
+from tests.runtime.parts import Lines
 from tests.services.waiting import wait_until
 
 NOTES = ["Parcels leave Zürich on Tuesday.\n\nReturns are free for 30 days.", "Invoices are sent by mail. 📬"]
@@ -170,8 +176,32 @@ def _name(value: object) -> str:
     return getattr(inner, "__name__", type(inner).__name__).strip("_")
 
 
-@pytest.fixture(params=[*WHOLE, *IN_PIECES, OfflineBackend], ids=_name)
+def _together() -> Backend:
+    functions: dict[str, Callable[..., object]] = {"a": plain, "b": told}
+    entries = {
+        agent_id: Registered(
+            tenant="acme",
+            agent=Agent(id=agent_id, kind="function"),
+            source=Source.CODE,
+            pool=Pool([wrapped(agent_id, function)]),
+            updated_ms=0,
+        )
+        for agent_id, function in functions.items()
+    }
+    executor = Executor(policy=Dispatching(), max_output_chars=1_000, observer=Unobserved())
+    coordinator = Coordinator(
+        roster=lambda _: Roster(entries),
+        executor=executor,
+        wrap=wrapped,
+        telemetry=Telemetry(Lines(), detailed=False),
+    )
+    return PlanBackend(coordinator, made(["a", "b"]))
+
+
+@pytest.fixture(params=[*WHOLE, *IN_PIECES, OfflineBackend, PlanBackend], ids=_name)
 def backend(request: pytest.FixtureRequest) -> Backend:
+    if request.param is PlanBackend:
+        return _together()
     if request.param is OfflineBackend:
         return OfflineBackend(NOTES, 2)
     return FunctionBackend("orders", request.param)

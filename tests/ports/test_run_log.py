@@ -7,18 +7,20 @@ import dataclasses
 from collections.abc import Sequence
 
 import pytest
+from sqlalchemy import text
 
 from agent_orchestra.adapters.sql.conversations import SqlConversationStore
 from agent_orchestra.adapters.sql.database import Database
 from agent_orchestra.adapters.sql.runlog import SqlRunLog
 from agent_orchestra.core.conversation import Conversation
 from agent_orchestra.core.message import Author, Message
-from agent_orchestra.core.request import Answer, Failure, Record, Reply, RequestStatus, Usage
+from agent_orchestra.core.request import Answer, Attempt, Failure, Record, Reply, RequestStatus, Usage
 from agent_orchestra.core.values import Json
 from agent_orchestra.errors import (
     AgentFailed,
     ConversationBusy,
     ConversationNotFound,
+    Escalated,
     Interrupted,
     RequestNotFound,
     SequenceConflict,
@@ -26,7 +28,18 @@ from agent_orchestra.errors import (
 )
 from agent_orchestra.runtime.clock import new_id, now_ms
 from agent_orchestra.runtime.dispatcher import Accepted
-from tests.ports.samples import ROUTE, TENANT, accepted, answer, conversation, count, events, failure, request
+from tests.ports.samples import (
+    ROUTE,
+    TENANT,
+    accepted,
+    answer,
+    conversation,
+    count,
+    escalated,
+    events,
+    failure,
+    request,
+)
 
 SUCCEEDED, FAILED, CANCELLED = RequestStatus.SUCCEEDED, RequestStatus.FAILED, RequestStatus.CANCELLED
 
@@ -349,6 +362,68 @@ class TestRecord:
         assert (await log.find(TENANT, entry.request.id)).status is CANCELLED
         told = (await events(database, entry.request.id))[-1]
         assert (told.type, told.data["status"]) == ("request.cancelled", "CANCELLED")
+
+    async def test_an_escalated_request_waits_for_a_person_and_frees_its_conversation(
+        self, log: SqlRunLog, database: Database
+    ) -> None:
+        entry = accepted(request(key="k1"))
+        await log.accept(entry)
+
+        await log.record(TENANT, entry.request.id, entry.conversation.id, escalated(), RequestStatus.ESCALATED)
+
+        record = await log.find(TENANT, entry.request.id)
+        assert (record.status, record.end, record.instance_id) == (RequestStatus.ESCALATED, escalated(), "eu-1")
+        told = (await events(database, entry.request.id))[-1]
+        assert told.type == "request.escalated"
+        assert told.data == {
+            "conversation_id": entry.conversation.id,
+            "status": "ESCALATED",
+            "code": "escalated",
+            "cause": "model_overloaded",
+            "agent": "billing",
+        }
+        assert await log.reap(now_ms() + 1_000_000) == 0
+        assert await log.accept(accepted(request(key="k1"))) == record
+        assert await log.accept(accepted(request(), await _now(log, entry.conversation.id))) is None
+
+    async def test_escalating_a_second_time_writes_nothing(self, log: SqlRunLog, database: Database) -> None:
+        entry = accepted(request())
+        await log.accept(entry)
+        await log.record(TENANT, entry.request.id, entry.conversation.id, escalated(), RequestStatus.ESCALATED)
+        before = await count(database)
+
+        with pytest.raises(Escalated):
+            await log.record(TENANT, entry.request.id, entry.conversation.id, escalated(), RequestStatus.ESCALATED)
+
+        assert await count(database) == before
+
+    async def test_the_agent_that_answered_need_not_be_the_first_of_the_route(self, log: SqlRunLog) -> None:
+        entry = accepted(request())
+        await log.accept(entry)
+        tried = escalated().attempts
+        end = dataclasses.replace(answer(entry), agent="billing", instance="eu-1", attempts=tried)
+
+        await log.record(TENANT, entry.request.id, entry.conversation.id, end, SUCCEEDED)
+
+        record = await log.find(TENANT, entry.request.id)
+        assert (record.end, record.instance_id) == (end, "eu-1")
+        assert (await _now(log, entry.conversation.id)).active_agent == "billing"
+
+    async def test_the_answer_of_an_earlier_release_is_read(self, log: SqlRunLog, database: Database) -> None:
+        entry = accepted(request())
+        end = await _answered(log, entry)
+        old = (
+            '{"reply": {"value": null, "tool_calls": [], "usage": {}, "generation": null}, "timings": {"total": 1.5},'
+            ' "attempts": [{"agent": "orders", "instance": "eu-1", "duration_ms": 3.5, "error": null}]}'
+        )
+        async with database.write() as connection:
+            await connection.execute(text("UPDATE requests SET outcome = :old"), {"old": old})
+
+        read = (await log.find(TENANT, entry.request.id)).end
+
+        assert isinstance(read, Answer)
+        assert (read.agent, read.instance, read.output) == ("orders", "in-process", end.output)
+        assert read.attempts == (Attempt(agent_id="orders", instance_id="eu-1", duration_ms=3.5),)
 
     async def test_an_answer_after_a_recorded_failure_raises_the_failure(
         self, log: SqlRunLog, database: Database

@@ -15,24 +15,36 @@ from agent_orchestra.adapters.offline import OfflineKind
 from agent_orchestra.adapters.sql.agents import SqlAgentStore
 from agent_orchestra.adapters.sql.conversations import SqlConversationStore
 from agent_orchestra.adapters.sql.database import open_database
+from agent_orchestra.adapters.sql.escalations import SqlEscalationLog
+from agent_orchestra.adapters.sql.events import SqlJournal
 from agent_orchestra.adapters.sql.keys import SqlKeyStore
 from agent_orchestra.adapters.sql.runlog import SqlRunLog
-from agent_orchestra.bootstrap import routing_parts
+from agent_orchestra.adapters.team import TeamKind
+from agent_orchestra.bootstrap import monitoring_parts, routing_parts
 from agent_orchestra.core.agent import Agent, Limits
 from agent_orchestra.core.conversation import InputPolicy
+from agent_orchestra.core.plan import Strategy
 from agent_orchestra.core.request import Answer, Failure, Record, Request, RequestStatus
 from agent_orchestra.core.stream import StreamEvent, StreamEventType
+from agent_orchestra.runtime.bulkhead import Bulkhead
 from agent_orchestra.runtime.conversations import Conversations, Turns
+from agent_orchestra.runtime.coordinator import Coordinator
 from agent_orchestra.runtime.dispatcher import Accepted, Dispatcher, Loaded
 from agent_orchestra.runtime.encoding import Encoder
+from agent_orchestra.runtime.escalations import Escalations
 from agent_orchestra.runtime.executor import Call, Executor
+from agent_orchestra.runtime.instances import Dispatching
+from agent_orchestra.runtime.journal import Notices
 from agent_orchestra.runtime.keys import Keys
+from agent_orchestra.runtime.monitor import Witness
 from agent_orchestra.runtime.orchestra import DEFAULT_TENANT, Function, Orchestra
-from agent_orchestra.runtime.registry import Kind, Registered, Registry
+from agent_orchestra.runtime.registry import Kind, Registered, Registry, Roster
 from agent_orchestra.runtime.telemetry import Telemetry
 from agent_orchestra.settings import Orchestrator, Settings
 
 KINDS: Mapping[str, Kind] = {"function": FunctionKind(allowed=()), "offline": OfflineKind()}
+
+DISPATCHING = Dispatching()
 
 
 class FaultyLog:
@@ -141,6 +153,9 @@ async def opened(
     policy: InputPolicy = InputPolicy.ENQUEUE,
     history_messages: int = 50,
     max_concurrent: int = 100,
+    max_waiting: int = 0,
+    max_wait: float = 10.0,
+    dispatching: Dispatching = DISPATCHING,
     max_output_chars: int = 1_000_000,
     timeout_seconds: float = 30.0,
     watch_seconds: float = 60.0,
@@ -154,8 +169,18 @@ async def opened(
         lines = Lines()
         telemetry = Telemetry(lines, detailed=detailed)
         log = FaultyLog(SqlRunLog(database.scripts, database.prepare))
+        witness = Witness(Notices(SqlJournal(database), telemetry), telemetry)
+        executor = Executor(policy=dispatching, max_output_chars=max_output_chars, observer=witness)
+
+        def roster(tenant: str) -> Roster:
+            return registry.roster(tenant)
+
+        coordinator = Coordinator(roster=roster, executor=executor, wrap=wrapped, telemetry=telemetry)
         registry = Registry(
-            store=SqlAgentStore(database), kinds=kinds, shared_tenant=DEFAULT_TENANT, telemetry=telemetry
+            store=SqlAgentStore(database),
+            kinds={"team": TeamKind(coordinator, allowed=()), **kinds},
+            shared_tenant=DEFAULT_TENANT,
+            telemetry=telemetry,
         )
         turns = Turns()
         conversations = Conversations(store=SqlConversationStore(database), turns=turns, default_policy=policy)
@@ -172,15 +197,18 @@ async def opened(
         dispatcher = Dispatcher(
             registry=registry,
             router=router,
-            executor=Executor(balanced=True, max_output_chars=max_output_chars),
+            executor=executor,
+            coordinator=coordinator,
             log=log,
             leases=log,
             turns=turns,
             telemetry=telemetry,
+            bulkhead=Bulkhead(places=max_concurrent, waiting=max_waiting, seconds=max_wait),
             default_policy=policy,
             history_messages=history_messages,
-            max_concurrent=max_concurrent,
             timeout_seconds=timeout_seconds,
+            hand_over_from=0.1,
+            secondary=Strategy.PARALLEL,
         )
         orchestra = Orchestra(
             registry=registry,
@@ -188,6 +216,16 @@ async def opened(
             conversations=conversations,
             keys=Keys(SqlKeyStore(database)),
             routing=routing,
+            monitoring=monitoring_parts(
+                settings or Settings(),
+                database,
+                registry=registry,
+                requests=dispatcher,
+                vendors=models,
+                witness=witness,
+                telemetry=telemetry,
+            ),
+            escalations=Escalations(log=SqlEscalationLog(database), turns=turns),
             log=log,
             models=models,
             wrap=wrapped,

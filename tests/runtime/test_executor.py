@@ -12,6 +12,7 @@ import pytest
 from agent_orchestra.adapters.function import wrapped
 from agent_orchestra.core.agent import Agent, Limits, Status
 from agent_orchestra.core.request import Reply, Usage
+from agent_orchestra.core.resilience import Recovery
 from agent_orchestra.errors import (
     AgentFailed,
     ContentRefused,
@@ -25,7 +26,8 @@ from agent_orchestra.errors import (
     NoInstanceAvailable,
     RunFailed,
 )
-from agent_orchestra.runtime.executor import Backend, Call, Emit, Executor, Instance, Outcome, Pool
+from agent_orchestra.runtime.executor import Backend, Call, Emit, Executor, Instance, Outcome, Pool, Reserved
+from agent_orchestra.runtime.instances import Dispatching, Unobserved
 from tests.runtime.parts import opened
 from tests.services.waiting import wait_until
 
@@ -73,7 +75,9 @@ def tell_nobody(_: str) -> None:
 
 
 def agent(concurrency: int = 1, timeout: float | None = None) -> Agent:
-    return Agent(id="a", kind="x", limits=Limits(concurrency=concurrency, timeout=timeout))
+    """Each of its instances is tried once, and none again."""
+    limits = Limits(concurrency=concurrency, timeout=timeout)
+    return Agent(id="a", kind="x", limits=limits, recovery=Recovery(attempts=1))
 
 
 def pool(*backends: Backend) -> Pool:
@@ -81,7 +85,11 @@ def pool(*backends: Backend) -> Pool:
 
 
 def executor(*, balanced: bool = True, most: int = 1_000) -> Executor:
-    return Executor(balanced=balanced, max_output_chars=most)
+    return Executor(policy=Dispatching(balanced=balanced), max_output_chars=most, observer=Unobserved())
+
+
+async def reserved(executor_: Executor, who: Agent, where: Pool) -> Reserved:
+    return await executor_.reserve([(who, where)], stick="c", seconds=1.0)
 
 
 class Told:
@@ -95,9 +103,8 @@ class Told:
 async def run(
     executor_: Executor, where: Pool, who: Agent, told: Callable[[str, int], None] | None = None, seconds: float = 5.0
 ) -> Outcome:
-    instance = executor_.reserve(who, where)
     call = Call(request_id="r", conversation_id="c", tenant="t", agent=who, content="x")
-    return await executor_.run(where, instance, call, seconds=seconds, emit=told or Told())
+    return await executor_.run(await reserved(executor_, who, where), call, seconds=seconds, emit=told or Told())
 
 
 # --- what comes back
@@ -195,7 +202,7 @@ async def test_an_instance_that_ignores_its_end_keeps_its_place_until_it_ends() 
     await wait_until(lambda: waits.told_to_stop == 1, "it was not told to stop")
     assert where.in_flight == 1
     with pytest.raises(NoInstanceAvailable):
-        runner.reserve(who, where)
+        await reserved(runner, who, where)
     assert waits.emit is not None
     waits.emit("too late")
     assert told.pieces == []
@@ -219,7 +226,7 @@ async def test_a_function_that_blocks_is_left_behind_and_keeps_its_place() -> No
         assert began.is_set()
         assert where.in_flight == 1
         with pytest.raises(NoInstanceAvailable):
-            runner.reserve(who, where)
+            await reserved(runner, who, where)
     finally:
         leave.set()
     await wait_until(lambda: where.in_flight == 0, "its place was not given back")
@@ -305,24 +312,24 @@ async def test_instances_take_turns() -> None:
 async def test_without_balancing_the_first_free_instance_takes_every_call() -> None:
     runner, where, who = executor(balanced=False), pool(Says("x"), Says("x")), agent(concurrency=2)
     assert [(await run(runner, where, who)).attempts[0].instance_id for _ in range(3)] == ["i0"] * 3
-    reserved = [runner.reserve(who, where).id for _ in range(4)]
-    assert reserved == ["i0", "i0", "i1", "i1"]
+    taken = [(await reserved(runner, who, where)).place.instance.id for _ in range(4)]
+    assert taken == ["i0", "i0", "i1", "i1"]
 
 
 async def test_all_places_are_taken_before_one_is_refused_and_given_back() -> None:
     runner, where, who = executor(), pool(Says("x"), Says("x")), agent(concurrency=2)
-    taken = [runner.reserve(who, where) for _ in range(4)]
+    taken = [await reserved(runner, who, where) for _ in range(4)]
     assert [instance.in_flight for instance in where.instances] == [2, 2]
-    with pytest.raises(NoInstanceAvailable, match="limit of 2") as caught:
-        runner.reserve(who, where)
+    with pytest.raises(NoInstanceAvailable, match="'i0' is full: 2 of 2 calls") as caught:
+        await reserved(runner, who, where)
     assert caught.value.retryable
     runner.release(taken[2])
-    assert runner.reserve(who, where) is taken[2]
+    assert (await reserved(runner, who, where)).place.instance is taken[2].place.instance
 
 
 async def test_no_instances_at_all() -> None:
     with pytest.raises(NoInstanceAvailable):
-        executor().reserve(agent(), Pool([]))
+        await reserved(executor(), agent(), Pool([]))
 
 
 async def test_a_full_instance_is_passed_over() -> None:
@@ -357,9 +364,7 @@ def attempts(outcome: Outcome) -> list[tuple[str, str | None]]:
 
 def ranked(*backends: Backend, paused: Sequence[bool] = ()) -> Pool:
     """A pool in which each stands by for those before it."""
-    where = pool(*backends)
-    for rank, instance in enumerate(where.instances):
-        instance.rank = rank
+    where = Pool([Instance(id=f"i{n}", backend=backend, rank=n) for n, backend in enumerate(backends)])
     for instance, waits in zip(where.instances, paused, strict=False):
         instance.paused = lambda waits=waits: waits
     return where
@@ -438,7 +443,14 @@ async def test_the_preferred_one_is_asked_while_it_can_take_calls() -> None:
     runner, who = executor(), agent(concurrency=2)
     where = ranked(Says("x"), Says("x"), Says("x"))
     assert [attempts(await run(runner, where, who))[0][0] for _ in range(4)] == ["i0"] * 4
-    assert [runner.reserve(who, where).id for _ in range(6)] == ["i0", "i0", "i1", "i1", "i2", "i2"]
+    assert [(await reserved(runner, who, where)).place.instance.id for _ in range(6)] == [
+        "i0",
+        "i0",
+        "i1",
+        "i1",
+        "i2",
+        "i2",
+    ]
 
 
 @pytest.mark.parametrize("balanced", [True, False])
@@ -447,23 +459,37 @@ async def test_one_that_would_let_a_call_wait_is_passed_over(balanced: bool) -> 
     where = ranked(Says("x"), Says("x"), paused=[True, False])
     assert attempts(await run(runner, where, who)) == [("i1", None)]
     # Better one that waits than nobody.
-    assert [runner.reserve(who, where).id for _ in range(2)] == ["i1", "i0"]
+    assert [(await reserved(runner, who, where)).place.instance.id for _ in range(2)] == ["i1", "i0"]
     waiting = ranked(Says(raises=ModelRateLimited("limited")), Says("x"), paused=[True, True])
     assert attempts(await run(runner, waiting, who)) == [("i0", "model_rate_limited"), ("i1", None)]
 
 
-async def test_the_next_one_is_asked_only_where_it_has_a_place() -> None:
+async def test_the_next_one_is_waited_for_while_it_is_full() -> None:
     runner, who, waits = executor(), agent(concurrency=1), Waits()
     where = ranked(Says(raises=ModelServerError("down")), waits)
-    first = runner.reserve(who, where)
+    first = await reserved(runner, who, where)
     other = asyncio.create_task(run(runner, where, who))
     await wait_until(lambda: waits.emit is not None, "the second was not called")
     runner.release(first)
-    outcome = await run(runner, where, who)
-    assert attempts(outcome) == [("i0", "model_server_error")]
+    second = asyncio.create_task(run(runner, where, who))
+    await wait_until(lambda: where.waiting == 1, "it does not wait")
     waits.leave.set()
     assert (await other).reply == Reply(output="at last")
-    assert where.in_flight == 0
+    assert attempts(await second) == [("i0", "model_server_error"), ("i1", None)]
+    assert (where.in_flight, where.waiting) == (0, 0)
+
+
+async def test_nobody_waits_longer_than_the_deadline_for_one_that_is_full() -> None:
+    runner, who, waits = executor(), agent(concurrency=1), Waits()
+    where = ranked(Says(raises=ModelServerError("down")), waits)
+    other = asyncio.create_task(run(runner, where, who))
+    await wait_until(lambda: waits.emit is not None, "the second was not called")
+    outcome = await run(runner, where, who, seconds=0.05)
+    assert attempts(outcome) == [("i0", "model_server_error")]
+    assert isinstance(outcome.error, ModelServerError)
+    waits.leave.set()
+    assert (await other).reply == Reply(output="at last")
+    assert (where.in_flight, where.waiting) == (0, 0)
 
 
 async def test_a_call_takes_one_place_at_a_time() -> None:

@@ -13,7 +13,9 @@ import pytest
 
 from agent_orchestra.adapters.function import FunctionKind
 from agent_orchestra.adapters.offline import OfflineKind
-from agent_orchestra.core.agent import Agent, Filter, Limits, Role, Status
+from agent_orchestra.core.agent import Agent, Balancing, Filter, Limits, Role, Status
+from agent_orchestra.core.balancing import Algorithm
+from agent_orchestra.core.breaker import Breaker, BreakerState
 from agent_orchestra.core.values import JsonObject
 from agent_orchestra.errors import (
     AgentDisabled,
@@ -527,3 +529,181 @@ async def test_one_agent_that_breaks_does_not_hide_what_changes_later() -> None:
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+# --- instances and their weights
+
+TWO = ("agents_of_a_test:echo", "agents_of_a_test:other")
+
+
+@pytest.fixture
+def two(module: types.ModuleType) -> Agent:
+    """An agent of two functions, each of which is an instance."""
+    module.__dict__["other"] = module.__dict__["echo"]
+    return function(settings={"function": list(TWO)})
+
+
+def weighted(agent: Agent, **weights: float) -> Agent:
+    """``one`` and ``other`` stand for the ids of the two instances."""
+    names = {"one": TWO[0], "other": TWO[1]}
+    by_id = {names.get(name, name): weight for name, weight in weights.items()}
+    return dataclasses.replace(agent, balancing=Balancing(algorithm=Algorithm.WEIGHTED_ROUND_ROBIN, weights=by_id))
+
+
+def shares(parts: Parts) -> list[float]:
+    return [instance.share for instance in parts.registered("fun").pool.instances]
+
+
+async def served(parts: Parts, count: int) -> str:
+    """Which of the two answered, each time: ``a`` or ``b``."""
+    answers = [await parts.orchestra.process_request("fun") for _ in range(count)]
+    return "".join("ab"[TWO.index(answer.instance)] for answer in answers)
+
+
+async def test_calls_follow_the_weights_and_an_update_gives_others_to_the_same_instances(
+    tmp_path: Path, two: Agent
+) -> None:
+    async with opened(tmp_path, configured=[weighted(two, one=2)]) as parts:
+        assert await served(parts, 6) == "abaaba"
+        pool = parts.registered("fun").pool
+        total = [instance.window.total for instance in pool.instances]
+        await parts.orchestra.update_agent(weighted(two, one=0))
+        assert parts.registered("fun").pool is pool, "what is known of the instances is lost"
+        assert [instance.window.total for instance in pool.instances] == total
+        assert await served(parts, 3) == "bbb"
+        await parts.orchestra.update_agent(two)
+        assert shares(parts) == [1, 1]
+        assert sorted(await served(parts, 4)) == list("aabb")
+
+
+@pytest.mark.parametrize(
+    ("weights", "path", "said"),
+    [
+        ({"agents_of_a_test:othr": 1.0}, "balancing.weights.agents_of_a_test:othr", "did you mean 'agents_of_a_test:"),
+        ({"zzz": 1.0}, "balancing.weights.zzz", "known are agents_of_a_test:echo, agents_of_a_test:other"),
+        ({"one": 0.0, "other": 0.0}, "balancing.weights", "are all 0, so that nobody would answer"),
+        ({"one": -1.0}, "balancing.weights.agents_of_a_test:echo", "must"),
+    ],
+)
+async def test_wrong_weights_are_refused_with_their_place_and_change_nothing(
+    tmp_path: Path, two: Agent, weights: dict[str, float], path: str, said: str
+) -> None:
+    async with opened(tmp_path, configured=[weighted(two, one=2)]) as parts:
+        for wrong in (weighted(two, **weights), dataclasses.replace(weighted(two, **weights), version="2")):
+            with pytest.raises(InvalidAgent) as caught:
+                await parts.orchestra.update_agent(wrong)
+            (fault,) = caught.value.faults
+            assert fault.path == path
+            assert said in fault.message
+        assert shares(parts) == [2, 1]
+        assert parts.registered("fun").agent.version == "1"
+    with pytest.raises(InvalidAgent, match=r"balancing\.weights"):
+        async with opened(tmp_path, configured=[weighted(two, **weights)]):
+            pytest.fail("it was taken")
+
+
+async def test_a_weight_of_nought_for_some_is_fine(tmp_path: Path, two: Agent) -> None:
+    async with opened(tmp_path, configured=[weighted(two, one=0)]) as parts:
+        assert await served(parts, 3) == "bbb"
+        assert parts.registered("fun").status is Status.IDLE
+
+
+async def test_weights_are_there_after_a_restart(tmp_path: Path, two: Agent, module: types.ModuleType) -> None:
+    kinds: Mapping[str, Kind] = {**KINDS, "function": FunctionKind(allowed=[module.__name__])}
+    async with opened(tmp_path, kinds=kinds) as parts:
+        agent = weighted(two, one=3, other=0.5)
+        await parts.orchestra.register_agent(agent)
+    async with opened(tmp_path, kinds=kinds) as parts:
+        assert parts.registered("fun").agent == agent
+        assert shares(parts) == [3, 0.5]
+
+
+async def test_weights_of_another_process_are_taken_over(tmp_path: Path, two: Agent, module: types.ModuleType) -> None:
+    kinds: Mapping[str, Kind] = {**KINDS, "function": FunctionKind(allowed=[module.__name__])}
+    async with opened(tmp_path, kinds=kinds, watch_seconds=0.02) as here, opened(tmp_path, kinds=kinds) as there:
+        await there.orchestra.register_agent(two)
+        await wait_until(lambda: ids(here) == ["fun"], "the registration was not seen")
+        pool = here.registered("fun").pool
+        await there.orchestra.update_agent(weighted(two, other=0))
+        await wait_until(lambda: shares(here) == [1, 0], "the weights were not seen")
+        assert here.registered("fun").pool is pool
+
+
+async def test_weights_that_cannot_be_stored_did_not_change() -> None:
+    store, lines = PassingStore(), Lines()
+    registry = registry_on(store, lines)
+    await registry.start(None)
+    (instance,) = (await registry.register("t", offline("a"))).pool.instances
+    heavier = offline("a", balancing=Balancing(weights={instance.id: 7}))
+    store.raises = [StorageUnavailable("away")]
+    with pytest.raises(StorageUnavailable):
+        await registry.update("t", heavier)
+    assert instance.share == 1
+    await registry.update("t", heavier)
+    assert instance.share == 7
+
+
+async def test_an_agent_in_code_has_weights_too(tmp_path: Path) -> None:
+    async with opened(tmp_path) as parts:
+        entry = await parts.orchestra.register_agent(Agent(id="code", kind="function"), run=exclaim)
+        (instance,) = entry.pool.instances
+        with pytest.raises(InvalidAgent, match=r"balancing\.weights: are all 0"):
+            await parts.orchestra.update_agent(
+                Agent(id="code", kind="function", balancing=Balancing(weights={instance.id: 0}))
+            )
+        with pytest.raises(InvalidAgent, match=r"balancing\.weights\.nobody: is no instance of the agent"):
+            await parts.orchestra.register_agent(
+                Agent(id="more", kind="function", balancing=Balancing(weights={"nobody": 1})), run=exclaim
+            )
+        assert (ids(parts), instance.share) == (["code"], 1)
+        await parts.orchestra.update_agent(
+            Agent(id="code", kind="function", balancing=Balancing(weights={instance.id: 2}))
+        )
+        assert instance.share == 2
+        again = Agent(id="code", kind="function", balancing=Balancing(weights={instance.id: 3}))
+        entry = await parts.orchestra.register_agent(again, run=exclaim)
+        assert [one.share for one in entry.pool.instances] == [3]
+
+
+async def test_a_breaker_outlives_a_change_of_words_and_not_one_of_what_runs(
+    tmp_path: Path, two: Agent, module: types.ModuleType
+) -> None:
+    kinds: Mapping[str, Kind] = {**KINDS, "function": FunctionKind(allowed=[module.__name__])}
+    async with opened(tmp_path, kinds=kinds, configured=[two]) as parts:
+        first = parts.registered("fun").pool.instances[0]
+        first.breaker = Breaker(state=BreakerState.OPEN, until=1e12, reason="5 failures in a row (x)")
+        await parts.orchestra.update_agent(dataclasses.replace(two, description="in other words"))
+        assert parts.registered("fun").pool.instances[0] is first
+        assert parts.registered("fun").status is Status.DEGRADED
+        await parts.orchestra.update_agent(function())
+        assert parts.registered("fun").status is Status.IDLE
+
+
+async def test_a_request_that_waits_gets_its_place_though_its_agent_is_replaced(tmp_path: Path) -> None:
+    gate = Gate()
+    limited = Agent(id="gate", kind="function", keywords=("gate",), limits=Limits(concurrency=1, queue=5))
+    async with opened(tmp_path) as parts:
+        await parts.orchestra.register_agent(limited, gate)
+        before = parts.registered("gate").pool
+        one = asyncio.create_task(parts.orchestra.process_request("gate"))
+        await wait_until(lambda: gate.asked("gate"), "the agent was not asked")
+        two = asyncio.create_task(parts.orchestra.process_request("gate two"))
+        await wait_until(lambda: before.waiting == 1, "it does not wait")
+        await parts.orchestra.register_agent(limited, exclaim)
+        assert (await parts.orchestra.process_request("gate three")).output == "gate three!"
+        await parts.orchestra.unregister_agent("gate")
+        gate.let("gate", "gate two")
+        assert [(await task).output for task in (one, two)] == ["gate!", "gate two!"]
+        assert (before.in_flight, before.waiting) == (0, 0)
+
+
+async def test_what_a_later_release_has_added_is_no_change_of_an_agent_that_says_nothing_of_it(tmp_path: Path) -> None:
+    """Else an upgrade would undo what was changed at run time."""
+    configured = [offline("a", description="from the file")]
+    async with opened(tmp_path, configured=configured) as parts:
+        await parts.orchestra.update_agent(offline("a", description="at run time"))
+    async with opened(tmp_path, configured=[offline("a", description="from the file", balancing=Balancing())]) as parts:
+        assert parts.registered("a").agent.description == "at run time"
+    edited = [offline("a", description="from the file", limits=Limits(queue=1))]
+    async with opened(tmp_path, configured=edited) as parts:
+        assert parts.registered("a").agent == edited[0]

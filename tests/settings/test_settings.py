@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from agent_orchestra.core.alerts import Rule, Severity
 from agent_orchestra.core.conversation import InputPolicy
 from agent_orchestra.errors import ConfigurationError
 from agent_orchestra.settings import config_file, database_url, load_settings, read_agent, without_effect
@@ -241,7 +242,53 @@ def test_what_is_wrong_in_an_agent_is_told(text: str, said: str) -> None:
 
 
 def test_settings_that_do_nothing_yet_are_told() -> None:
-    write("orchestrator: {circuit_breaker: {failure_threshold: 9}}\nmetrics: {retention_days: 3}")
-    assert without_effect(load_settings()) == ["orchestrator.circuit_breaker", "metrics.retention_days"]
+    write("metrics: {collection_enabled: false, retention_days: 3}")
+    assert without_effect(load_settings()) == ["metrics.collection_enabled", "metrics.retention_days"]
     Path("orchestra.yaml").unlink()
     assert without_effect(load_settings()) == []
+
+
+def test_alerts_are_read_as_rules() -> None:
+    write("alerts: [{name: busy, metric: requests.waiting, above: 50, for: 30, severity: critical}]")
+    (rule,) = load_settings().alerts
+    assert rule.to_rule() == Rule(
+        name="busy", metric="requests.waiting", above=50, seconds=30, severity=Severity.CRITICAL
+    )
+    assert load_settings(None, server={}).alerts[0].to_rule().agent is None
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        (
+            "[{name: a, metric: agents.unhelthy, above: 1}]",
+            "alerts.0.metric: there is no 'agents.unhelthy'; did you mean 'agents.unhealthy'?",
+        ),
+        (
+            "[{name: a, metric: agents.unhealthy, above: 1, severity: crit}]",
+            "alerts.0.severity: there is no 'crit'; did you mean 'critical'?",
+        ),
+        ("[{name: a, metric: agents.unhealthy}]", "alerts.0: must have 'above' or 'below', and not both"),
+        (
+            "[{name: a, metric: agents.unhealthy, above: 1, below: 2}]",
+            "alerts.0: must have 'above' or 'below', and not both",
+        ),
+        (
+            "[{name: a, metric: agents.unhealthy, above: 1}, {name: a, metric: agent.p95_ms, above: 1}]",
+            "alerts.1.name: 'a' is the name of 0 already; alerts.1.agent: is required for 'agent.p95_ms'",
+        ),
+        (
+            "[{name: a, metric: agent.success_rate, agent: x, below: 95}]",
+            "alerts.0.below: must lie between 0 and 1, as 'agent.success_rate' does",
+        ),
+        (
+            "[{name: a, metric: agents.unhealthy, above: 1, fore: 1}]",
+            "unknown key 'alerts.0.fore'; did you mean 'for'?",
+        ),
+        ("[{name: a b, metric: agents.unhealthy, above: 1}]", "alerts.0.name: "),
+        ("{name: a}", "alerts: "),
+    ],
+)
+def test_a_wrong_alert_is_refused_with_its_place(rules: str, said: str) -> None:
+    write(f"alerts: {rules}")
+    assert said in message()

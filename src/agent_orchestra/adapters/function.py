@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from agent_orchestra.adapters.code import (
     TARGET_SCHEMA,
@@ -23,9 +23,12 @@ from agent_orchestra.adapters.code import (
 from agent_orchestra.core.agent import Agent
 from agent_orchestra.core.request import Reply
 from agent_orchestra.core.values import Json, JsonObject
-from agent_orchestra.errors import AgentFailed, Fault, InvalidAgent, RunFailed
+from agent_orchestra.errors import AgentFailed, AgentUnavailable, Fault, InvalidAgent, RunFailed
 from agent_orchestra.runtime.executor import Call, Emit, Instance
-from agent_orchestra.runtime.orchestra import Function
+
+if TYPE_CHECKING:
+    # The facade knows everything, and who marks a function as an agent should not have to wait for that.
+    from agent_orchestra.runtime.orchestra import Function
 
 __all__ = ["FunctionBackend", "FunctionKind"]
 
@@ -38,7 +41,15 @@ _SCHEMA: Final[JsonObject] = {
                 TARGET_SCHEMA,
                 {"type": "array", "items": TARGET_SCHEMA, "minItems": 1, "maxItems": 64},
             ],
-        }
+        },
+        "health": {
+            "description": "What tells whether an instance is well: called without an argument now and then, it raises "
+            "or gives False where it is not. One for all, or one for each function.",
+            "anyOf": [
+                TARGET_SCHEMA,
+                {"type": "array", "items": TARGET_SCHEMA, "minItems": 1, "maxItems": 64},
+            ],
+        },
     },
     "required": ["function"],
     "additionalProperties": False,
@@ -59,36 +70,84 @@ class FunctionKind:
         return _SCHEMA
 
     async def connect(self, agent: Agent, *, trusted: bool) -> Sequence[Instance]:
-        targets = _targets(agent)
+        targets, checks = _targets(agent)
         if not trusted:
-            for target in targets:
+            for target in (*targets, *checks):
                 check_allowed(target, self._allowed)
         instances: list[Instance] = []
         for target in targets:
-            try:
-                function = await asyncio.to_thread(found, target)
-            except NotThereError as error:
-                raise InvalidAgent(agent.id, (Fault(path="settings.function", message=str(error)),)) from error
-            if not trusted:
-                check_own(target, function)
+            function = await _found(agent, "function", target, trusted=trusted)
             instances.append(wrapped(agent.id, function, instance_id=target))
+        for number, target in enumerate(checks):
+            function = await _found(agent, "health", target, trusted=trusted)
+            if not _takes_nothing(function):
+                raise _refused(agent, "health", f"'{target}' must be callable without an argument")
+            for instance in instances if len(checks) == 1 else instances[number : number + 1]:
+                instance.check = partial(_checked, function)
         return instances
 
 
-def _targets(agent: Agent) -> Sequence[str]:
-    unknown = sorted(set(agent.settings) - {"function"})
+def _targets(agent: Agent) -> tuple[Sequence[str], Sequence[str]]:
+    """The functions of the instances, and those that check them: none, one for all, or one for each."""
+    unknown = sorted(set(agent.settings) - {"function", "health"})
     if unknown:
-        raise InvalidAgent(agent.id, (Fault(path=f"settings.{unknown[0]}", message="is not known for functions"),))
-    given = agent.settings.get("function")
+        raise _refused(agent, unknown[0], "is not known for functions")
+    functions = _listed(agent, "function")
+    checks = _listed(agent, "health") if "health" in agent.settings else ()
+    if len(checks) not in (0, 1, len(functions)):
+        message = f"has {len(checks)} entries for {len(functions)} functions; give one for all, or one for each"
+        raise _refused(agent, "health", message)
+    return functions, checks
+
+
+def _listed(agent: Agent, name: str) -> Sequence[str]:
+    given = agent.settings.get(name)
     targets = [given] if isinstance(given, str) else given
     if not isinstance(targets, Sequence) or not targets or len(targets) > 64:
-        message = "must be 'module:function', or a list of 1 to 64 of them"
-        raise InvalidAgent(agent.id, (Fault(path="settings.function", message=message),))
+        raise _refused(agent, name, "must be 'module:function', or a list of 1 to 64 of them")
     for target in targets:
         if not is_target(target):
-            message = f"'{target}' is not of the form 'module:function'"
-            raise InvalidAgent(agent.id, (Fault(path="settings.function", message=message),))
+            raise _refused(agent, name, f"'{target}' is not of the form 'module:function'")
     return cast("Sequence[str]", targets)
+
+
+async def _found(agent: Agent, name: str, target: str, *, trusted: bool) -> Function:
+    try:
+        function = await asyncio.to_thread(found, target)
+    except NotThereError as error:
+        raise _refused(agent, name, str(error)) from error
+    if not trusted:
+        check_own(target, function)
+    return function
+
+
+def _refused(agent: Agent, name: str, message: str) -> InvalidAgent:
+    return InvalidAgent(agent.id, (Fault(path=f"settings.{name}", message=message),))
+
+
+def _takes_nothing(function: Function) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    except ValueError:
+        # Some that are written in C do not say what they take.
+        return True
+    return True
+
+
+async def _checked(function: Function) -> None:
+    """Returns when the function says that all is well; in a thread of its own where it is not async."""
+    try:
+        given: object = function() if _is_async(function) else await in_thread(function)
+        if inspect.isawaitable(given):
+            given = await cast("Awaitable[object]", given)
+    except RunFailed:
+        raise
+    except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+        raise AgentFailed(f"its check raised {type(error).__name__}", cause=type(error).__name__) from error
+    if given is False:
+        raise AgentFailed("its check gave False", cause="check_false")
 
 
 def wrapped(agent_id: str, function: Function, *, instance_id: str = "in-process") -> Instance:
@@ -109,11 +168,8 @@ class FunctionBackend:
         self._agent_id = agent_id
         self._function = function
         self._arguments = _arguments(agent_id, function)
-        inner = function
-        while isinstance(inner, partial):
-            inner = cast("partial[object]", inner).func
-        called = inner if inspect.isroutine(inner) else cast("Function", type(inner).__call__)
-        self._is_async = inspect.iscoroutinefunction(called)
+        called = _called(function)
+        self._is_async = _is_async(function)
         self._is_async_generator = inspect.isasyncgenfunction(called)
         self._is_generator = inspect.isgeneratorfunction(called)
 
@@ -125,9 +181,10 @@ class FunctionBackend:
         except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             # Even one that wants to end the program ends its own call, and no more.
             # The message of a foreign error may hold what nobody else should see, so only its class is told.
-            raise AgentFailed(
-                f"agent '{self._agent_id}' raised {type(error).__name__}", cause=type(error).__name__
-            ) from error
+            # A connection that broke has changed nothing where nothing is ever changed.
+            kind = AgentUnavailable if call.agent.read_only and isinstance(error, OSError) else AgentFailed
+            cause = type(error).__name__
+            raise kind(f"agent '{self._agent_id}' raised {cause}", cause=cause) from error
         return _reply(self._agent_id, given)
 
     async def _called(self, call: Call, emit: Emit) -> object:
@@ -144,6 +201,18 @@ class FunctionBackend:
             return await _told(self._agent_id, cast("Callable[[], Any]", function), emit)
         given = await in_thread(function)
         return await given if inspect.isawaitable(given) else given
+
+
+def _called(function: Function) -> Function:
+    """What runs when it is called: beneath partials, and beneath an object that can be called."""
+    inner = function
+    while isinstance(inner, partial):
+        inner = cast("partial[object]", inner).func
+    return inner if inspect.isroutine(inner) else cast("Function", type(inner).__call__)
+
+
+def _is_async(function: Function) -> bool:
+    return inspect.iscoroutinefunction(_called(function))
 
 
 def _arguments(agent_id: str, function: Function) -> int:

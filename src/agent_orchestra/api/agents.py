@@ -10,7 +10,15 @@ from fastapi import APIRouter, Query, Response, status
 
 from agent_orchestra.api.auth import Administrator, Caller, Reader
 from agent_orchestra.api.problems import described
-from agent_orchestra.api.wire import AgentOut, AgentsHealthOut, Page, agent_out
+from agent_orchestra.api.wire import (
+    AgentOut,
+    ChecksOut,
+    HealthReportOut,
+    Page,
+    agent_health_out,
+    agent_out,
+    process_out,
+)
 from agent_orchestra.core.agent import Filter, Role, Status
 from agent_orchestra.definitions import AgentChanges, AgentDefinition, AgentReplacement, Id
 from agent_orchestra.runtime.registry import Registered
@@ -47,20 +55,33 @@ async def list_agents(
     found = [
         e for e in caller.orchestra.get_agents(wanted, tenant=caller.tenant) if cursor is None or e.agent.id > cursor
     ]
-    items = [agent_out(entry) for entry in islice(found, limit)]
+    items = [agent_out(caller.orchestra.monitoring.agent(entry)) for entry in islice(found, limit)]
     return Page[AgentOut](items=items, next=items[-1].id if len(found) > limit else None)
 
 
-@router.get("/health")
-async def get_agents_health(caller: Reader) -> AgentsHealthOut:
-    """How many agents can answer."""
-    return AgentsHealthOut(**dataclasses.asdict(caller.orchestra.agents_health(tenant=caller.tenant)))
+@router.get("/health", responses=described(422))
+async def get_agents_health(
+    caller: Reader, cursor: _Word = None, limit: Annotated[int, Query(ge=1, le=500)] = 100
+) -> HealthReportOut:
+    """How many agents can answer, how each of them and each of its instances is, and what they need."""
+    orchestra, monitoring = caller.orchestra, caller.orchestra.monitoring
+    found = [entry for entry in orchestra.get_agents(tenant=caller.tenant) if cursor is None or entry.agent.id > cursor]
+    agents = [agent_health_out(monitoring.agent(entry)) for entry in islice(found, limit)]
+    service = await monitoring.service()
+    return HealthReportOut(
+        **dataclasses.asdict(orchestra.agents_health(tenant=caller.tenant)),
+        agents=agents,
+        next=agents[-1].id if len(found) > limit else None,
+        checks=ChecksOut(database=service.database, providers=dict(service.providers)),
+        process=process_out(service.process) if caller.is_operator else None,
+    )
 
 
 @router.get("/resolve", responses=described(404, 422))
 async def resolve_agent(caller: Reader, action: Annotated[str, Query(min_length=1, max_length=500)]) -> AgentOut:
     """The agent that an action's name means: its id, one of its capabilities, or ``id.anything``."""
-    return agent_out(caller.orchestra.resolve_agent(action, tenant=caller.tenant))
+    entry = caller.orchestra.resolve_agent(action, tenant=caller.tenant)
+    return agent_out(caller.orchestra.monitoring.agent(entry))
 
 
 @router.get("/{agent_id}", responses=described(404, 422))
@@ -90,4 +111,5 @@ async def unregister_agent(agent_id: Id, caller: Administrator) -> None:
 
 
 async def _with_warnings(entry: Registered, caller: Caller) -> AgentOut:
-    return agent_out(entry, await caller.orchestra.routing.warnings(entry.agent.id, tenant=caller.tenant))
+    warnings = await caller.orchestra.routing.warnings(entry.agent.id, tenant=caller.tenant)
+    return agent_out(caller.orchestra.monitoring.agent(entry), warnings)

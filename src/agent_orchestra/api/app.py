@@ -15,7 +15,17 @@ from opentelemetry import context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agent_orchestra.api import agents, conversations, openapi, orchestrate, problems, routing, status
+from agent_orchestra.api import (
+    agents,
+    conversations,
+    escalations,
+    monitoring,
+    openapi,
+    orchestrate,
+    problems,
+    routing,
+    status,
+)
 from agent_orchestra.api.auth import is_loopback
 from agent_orchestra.runtime.orchestra import Orchestra
 from agent_orchestra.runtime.telemetry import Log
@@ -50,7 +60,7 @@ def create_app(
     )
     app.state.orchestra = orchestra
     app.state.keys_required = keys_required
-    for part in (orchestrate, agents, conversations, routing, status):
+    for part in (orchestrate, escalations, agents, conversations, routing, status, monitoring):
         app.include_router(part.router)
     problems.install(app)
     hosts = None if keys_required else frozenset(host.lower() for host in allowed_hosts)

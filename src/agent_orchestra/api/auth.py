@@ -40,6 +40,11 @@ class Caller:
     def tenant(self) -> str:
         return self.principal.tenant
 
+    @property
+    def is_operator(self) -> bool:
+        """Whether the service itself is theirs to look at: figures that are of all tenants at once."""
+        return self.principal.tenant == DEFAULT_TENANT
+
 
 def _requires(scope: Scope) -> Callable[[Request], Awaitable[Caller]]:
     async def caller(request: Request) -> Caller:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from agent_orchestra.api.auth import Caller, Reader, Runner
 from agent_orchestra.api.problems import described
 from agent_orchestra.api.wire import (
     AnswerOut,
+    EscalatedOut,
     IdempotencyKey,
     LastEventId,
     OrchestrateBody,
@@ -21,10 +23,10 @@ from agent_orchestra.api.wire import (
     RequestOut,
     request_out,
 )
-from agent_orchestra.core.request import answer_json
+from agent_orchestra.core.request import RequestStatus, answer_json
 from agent_orchestra.core.stream import END
 from agent_orchestra.definitions import Id
-from agent_orchestra.errors import OrchestraError, StreamMismatch
+from agent_orchestra.errors import Escalated, OrchestraError, StreamMismatch
 from agent_orchestra.runtime.orchestra import make_request
 
 __all__ = ["ANSWERED", "answered", "router"]
@@ -36,6 +38,10 @@ ANSWERED: Final[dict[int | str, dict[str, Any]]] = {
         "model": AnswerOut,
         "description": "The answer, on record. With 'Accept: text/event-stream', the events of the same call.",
         "content": streams.DESCRIBED,
+    },
+    202: {
+        "model": EscalatedOut,
+        "description": "No agent could answer, and a person will; then the answer is at Location.",
     },
     204: {"description": "The stream that Last-Event-ID names has been told to its end."},
     **described(400, 404, 409, 413, 415, 422, 502, 503, 504, 507),
@@ -50,7 +56,10 @@ async def orchestrate(
     idempotency_key: IdempotencyKey = None,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """Routes the content to an agent and gives its answer."""
+    """Routes the content to an agent and gives its answer.
+
+    With ``agents`` several work on it; with a ``strategy`` alone those that the router names, its second choices too.
+    """
     return await answered(caller, request, body, body.conversation_id, idempotency_key, last_event_id)
 
 
@@ -94,6 +103,8 @@ async def answered(
     """Answers, as a document or as a stream, whichever the caller accepts."""
     began = time.perf_counter()
     streamed = streams.MEDIA_TYPE in http.headers.get("accept", "")
+    # In a thread: the first expression loads what compiles them.
+    plan = await asyncio.to_thread(body.plan) if isinstance(body, OrchestrateBody) and body.together else None
     request = make_request(
         body.content,
         tenant=caller.tenant,
@@ -103,6 +114,7 @@ async def answered(
         attachments=[attachment.to_attachment() for attachment in body.attachments],
         capability=body.capability,
         agent_id=body.agent_id,
+        plan=plan,
         idempotency_key=idempotency_key,
         streamed=streamed,
     )
@@ -117,6 +129,8 @@ async def answered(
         return await _streamed(caller, submitted.request_id, 0, None, headers)
     try:
         answer = await caller.orchestra.answer(caller.tenant, submitted)
+    except Escalated as error:
+        return await _escalated(caller, submitted.request_id, error, headers)
     except OrchestraError as error:
         # It is on record, and this is its number.
         return problems.response(error, headers, request_id=submitted.request_id)
@@ -139,6 +153,18 @@ async def _streamed(
     return streams.event_response(request_id, events, {"X-Request-ID": request_id, **headers})
 
 
-def _json(document: Mapping[str, Any], headers: dict[str, str]) -> Response:
+async def _escalated(caller: Caller, request_id: str, error: Escalated, headers: dict[str, str]) -> Response:
+    record = await caller.orchestra.get_request(request_id, tenant=caller.tenant)
+    document = EscalatedOut(
+        request_id=request_id,
+        conversation_id=record.conversation_id,
+        status=RequestStatus.ESCALATED,
+        code=error.code,
+        detail=error.detail,
+    )
+    return _json(document.model_dump(), {**headers, "Location": f"/v1/requests/{request_id}"}, status_code=202)
+
+
+def _json(document: Mapping[str, Any], headers: dict[str, str], *, status_code: int = 200) -> Response:
     body = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
-    return Response(body, headers=headers, media_type="application/json")
+    return Response(body, status_code=status_code, headers=headers, media_type="application/json")

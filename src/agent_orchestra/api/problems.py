@@ -40,11 +40,14 @@ _STATUS: Final[Mapping[type[OrchestraError], int]] = {
     errors.ModelOverloaded: 503,
     errors.ModelTimeout: 504,
     errors.Superseded: 409,
+    # A stream tells it as its failure; a plain call gives it as what it is.
+    errors.Escalated: 202,
     errors.Interrupted: 503,
     errors.RunFailed: 502,
     errors.OrchestraError: 500,
 }
 _TITLES: Final[Mapping[int, str]] = {
+    202: "Accepted",
     400: "Bad Request",
     401: "Unauthorized",
     403: "Forbidden",

@@ -11,7 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agent_orchestra.api.auth import Administrator, Caller, Reader, Runner
 from agent_orchestra.api.problems import described
-from agent_orchestra.api.wire import AgentsHealthOut, Capability, Content, Context, MatchOut, Page, UserId, time_of
+from agent_orchestra.api.wire import (
+    AgentsHealthOut,
+    Capability,
+    Content,
+    Context,
+    MatchOut,
+    Page,
+    ProcessOut,
+    RegistryOut,
+    UserId,
+    time_of,
+)
 from agent_orchestra.core.feedback import Feedback, Source
 from agent_orchestra.core.routing import Stage, Strategy, route_json
 from agent_orchestra.definitions import Id
@@ -174,6 +185,9 @@ class StatusOut(_Out):
     ready: bool
     checks: dict[str, bool]
     agents: AgentsHealthOut
+    registry: RegistryOut
+    process: ProcessOut | None
+    """For the tenant of the operator only."""
     routing: RoutingStatusOut
 
 

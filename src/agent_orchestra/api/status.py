@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from agent_orchestra.api.auth import Reader
 from agent_orchestra.api.problems import described
 from agent_orchestra.api.routing import StatusOut, routing_status_out
-from agent_orchestra.api.wire import AgentsHealthOut, ProvidersOut, ReadyOut, providers_out
+from agent_orchestra.api.wire import AgentsHealthOut, ProvidersOut, ReadyOut, process_out, providers_out, registry_out
 from agent_orchestra.runtime.orchestra import Orchestra
 
 __all__ = ["router"]
@@ -26,9 +26,12 @@ async def get_alive() -> dict[str, str]:
 
 @router.get("/readyz", responses={503: {"model": ReadyOut, "description": "Not ready."}})
 async def get_ready(request: Request, response: Response) -> ReadyOut:
-    """Whether the database can be reached, and its migrations are current."""
+    """Whether the database can be reached, its migrations are current, and requests should be sent here.
+
+    A service that is told to stop says first of all that it is not ready, so that others are asked in its place.
+    """
     orchestra: Orchestra = request.app.state.orchestra
-    checks = dict(await orchestra.storage_ready())
+    checks = {**await orchestra.storage_ready(), "accepting": orchestra.accepting}
     ready = all(checks.values())
     response.status_code = 200 if ready else 503
     return ReadyOut(ready=ready, checks=checks)
@@ -45,6 +48,8 @@ async def get_status(caller: Reader) -> StatusOut:
         ready=all(health.storage.values()),
         checks=dict(health.storage),
         agents=AgentsHealthOut(**dataclasses.asdict(health.agents)),
+        registry=registry_out(caller.orchestra.get_agents(tenant=caller.tenant)),
+        process=process_out(caller.orchestra.monitoring.process()) if caller.is_operator else None,
         routing=routing_status_out(caller),
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Generic, TypeVar
 
@@ -11,32 +12,47 @@ from fastapi import Header
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent_orchestra.core.agent import Role, Status, SystemHealth
+from agent_orchestra.core.alerts import AlertState, Severity
+from agent_orchestra.core.breaker import BreakerState
 from agent_orchestra.core.conversation import Conversation, InputPolicy
+from agent_orchestra.core.coordination import ResultStatus
 from agent_orchestra.core.message import Attachment, Author, Message
+from agent_orchestra.core.plan import SCHEMAS, Aggregation, Plan, Strategy, read
 from agent_orchestra.core.request import (
     MAX_ATTACHMENTS,
     MAX_CONTENT_CHARS,
     MEDIA_TYPE_PATTERN,
     Answer,
+    Attempt,
     Failure,
     Record,
     RequestStatus,
     StopReason,
     answer_json,
+    attempt_json,
 )
 from agent_orchestra.definitions import NOT_BLANK, NUMBER, Id, Text
+from agent_orchestra.runtime.alarms import Standing
 from agent_orchestra.runtime.models import ProviderStatus
+from agent_orchestra.runtime.monitoring import AgentHealth, AgentStats, InstanceHealth
+from agent_orchestra.runtime.process import ProcessHealth
 from agent_orchestra.runtime.registry import Registered, Source
 
 __all__ = [
+    "AgentHealthOut",
     "AgentOut",
     "AgentsHealthOut",
+    "AlertsOut",
     "AnswerOut",
+    "AttemptOut",
     "Capability",
+    "ChecksOut",
     "Content",
     "Context",
     "ConversationBody",
     "ConversationOut",
+    "EscalatedOut",
+    "HealthReportOut",
     "IdempotencyKey",
     "LastEventId",
     "MatchOut",
@@ -45,14 +61,21 @@ __all__ = [
     "OrchestrateBody",
     "Page",
     "ProcessBody",
+    "ProcessOut",
     "ProvidersOut",
     "ReadyOut",
+    "RegistryOut",
     "RequestOut",
     "UserId",
+    "agent_health_out",
     "agent_out",
+    "alert_out",
+    "attempts_out",
     "conversation_out",
     "message_out",
+    "process_out",
     "providers_out",
+    "registry_out",
     "request_out",
     "time_of",
 ]
@@ -91,6 +114,16 @@ LastEventId = Annotated[
         openapi_examples={"after 40 characters": {"value": "01a1f906-b943-7710-b511-93a84319b162:42"}},
     ),
 ]
+
+
+def _of_plan(name: str) -> Any:
+    """A field of a plan. The core checks it, which knows the nearest choice; the document describes it."""
+
+    def describe(schema: dict[str, Any]) -> None:
+        schema.pop("default", None)
+        schema.update(SCHEMAS[name])
+
+    return Field(json_schema_extra=describe)
 
 
 class _Body(BaseModel):
@@ -132,6 +165,22 @@ class OrchestrateBody(ProcessBody):
 
     conversation_id: Id | None = None
     """Without it a new conversation begins."""
+    strategy: Annotated[Any, _of_plan("strategy")] = None
+    agents: Annotated[Any, _of_plan("agents")] = None
+    aggregate: Annotated[Any, _of_plan("aggregate")] = None
+    synthesizer: Annotated[Any, _of_plan("synthesizer")] = None
+    score: Annotated[Any, _of_plan("score")] = None
+    route: Annotated[Any, _of_plan("route")] = None
+
+    @property
+    def together(self) -> bool:
+        """Whether several agents are to work on it."""
+        return not self.model_fields_set.isdisjoint(SCHEMAS)
+
+    def plan(self) -> Plan:
+        """How they are to work. Raises :class:`InvalidInput`, with the nearest choice."""
+        given = {name: getattr(self, name) for name in SCHEMAS if name in self.model_fields_set}
+        return read(given, routed=True)
 
 
 class ConversationBody(_Body):
@@ -201,8 +250,64 @@ class GenerationOut(_Out):
 class AttemptOut(_Out):
     agent: str
     instance: str
+    """With ``person:`` and a name, what a person did in the agent's place."""
     duration_ms: float
     error: str | None
+    delay_ms: float
+    """The pause before it."""
+    decision: str
+    """What was done then: ``answered``, ``retry``, ``reassign``, ``hand_over``, ``escalate``, ``abort``, ``cancelled``;
+    empty where it is not known."""
+    reason: str
+    """Why."""
+    hedge: bool
+    """Whether it was made beside one that took long."""
+
+
+class ResultOut(_Out):
+    id: str
+    agent: str
+    status: ResultStatus
+    output: str
+    value: Any
+    error: str | None
+    """The code of what it failed with."""
+    detail: str | None
+    reason: str | None
+    """Why it was skipped or cancelled."""
+    offset_ms: float | None
+    """When it began, after the start of the whole; none where it never did."""
+    duration_ms: float
+    attempts: list[AttemptOut]
+    score: float | None
+    usage: UsageOut
+
+
+class LinkOut(_Out):
+    id: str
+    agent: str
+    status: ResultStatus
+    offset_ms: float
+    duration_ms: float
+
+
+class CoordinationOut(_Out):
+    strategy: Strategy
+    aggregate: Aggregation
+    by: list[str]
+    """The results whose word the answer is."""
+    agreed: int | None
+    """With a vote, how many gave this answer."""
+    note: str | None
+    """Why the answer was made otherwise than asked, where it was."""
+    success_rate: float
+    """Of those that were not skipped or cancelled."""
+    failed_agents: list[str]
+    results: list[ResultOut]
+    """One for each member, in order."""
+    synthesis: ResultOut | None
+    chain: list[LinkOut]
+    """Those that ran, in the order in which they began."""
 
 
 class AnswerOut(_Out):
@@ -230,9 +335,19 @@ class AnswerOut(_Out):
     usage: UsageOut
     generation: GenerationOut | None
     """Which model wrote it; none where no model did."""
+    coordination: CoordinationOut | None
+    """What became of each agent, where several worked on it."""
     timings: dict[str, float]
     """Milliseconds a stage, up to where the answer was put on record."""
     attempts: list[AttemptOut]
+
+
+class EscalatedOut(_Out):
+    request_id: str
+    conversation_id: str
+    status: RequestStatus
+    code: str
+    detail: str
 
 
 class FailureOut(_Out):
@@ -258,6 +373,56 @@ class LimitsOut(_Out):
     """Seconds."""
 
 
+class InstanceOut(_Out):
+    """One instance, as the process that answers knows it. Figures of calls are of the last five minutes."""
+
+    id: str
+    healthy: bool
+    reason: str | None
+    """Why it takes no call, or only one to try it; none where it takes calls."""
+    breaker: BreakerState
+    weight: float
+    """What its share of the calls follows from, where weights count."""
+    drift: str | None
+    """Why it gets fewer calls than others, where it does."""
+    in_flight: int
+    calls: int
+    """Since the process began."""
+    success_rate: float | None
+    mean_ms: float | None
+    p50_ms: float | None
+    p95_ms: float | None
+    availability: float | None
+    """The share of its last checks that it passed, or of its calls where it has no check; from 0 to 1."""
+    checked_at: datetime | None
+    """Its last check; none where it has none."""
+
+
+class StatsOut(_Out):
+    """All instances together."""
+
+    calls: int
+    """Since the process began."""
+    in_flight: int
+    waiting: int
+    """Calls that wait for an instance."""
+    success_rate: float | None
+    mean_ms: float | None
+    p50_ms: float | None
+    p95_ms: float | None
+    availability: float | None
+    checked_at: datetime | None
+
+
+class AgentHealthOut(_Out):
+    id: str
+    status: Status
+    fault: str | None
+    """Why it has no instances, when it has none."""
+    stats: StatsOut
+    instances: list[InstanceOut]
+
+
 class AgentOut(_Out):
     id: str
     kind: str
@@ -277,7 +442,8 @@ class AgentOut(_Out):
     status: Status
     source: Source
     """Whether it came over the API, from the configuration, or from code."""
-    instances: list[str]
+    instances: list[InstanceOut]
+    stats: StatsOut
     fault: str | None
     """Why it is offline, when it is."""
     warnings: list[str]
@@ -340,13 +506,68 @@ class AgentsHealthOut(_Out):
     system_health: SystemHealth
 
 
+class ChecksOut(_Out):
+    database: bool
+    """Whether it can be reached, and its schema is current."""
+    providers: dict[str, bool | None]
+    """Whether each answered when it was last asked; none where it was not, for want of a key. Those that were never
+    asked are left out: ``GET /v1/providers`` asks."""
+
+
+class ProcessOut(_Out):
+    memory_bytes: int | None
+    """The resident set; none where the system does not tell."""
+    loop_lag_ms: float | None
+    """How late the process came to what was due, in 95 % of the seconds of the last minute at most."""
+    uptime: float
+    """Seconds."""
+
+
+class HealthReportOut(AgentsHealthOut):
+    agents: list[AgentHealthOut]
+    """A page of them, by id."""
+    next: str | None
+    """The cursor of the next page; none on the last one."""
+    checks: ChecksOut
+    process: ProcessOut | None
+    """For the tenant of the operator only."""
+
+
+class AlertOut(_Out):
+    name: str
+    metric: str
+    agent: str | None
+    """Whose metric."""
+    above: float | None
+    below: float | None
+    seconds: Annotated[float, Field(alias="for")]
+    """For how long the metric must lie beyond."""
+    severity: Severity
+    state: AlertState
+    value: float | None
+    """Of the last look; none where there was none."""
+    since: datetime
+    """When this state began."""
+
+
+class AlertsOut(_Out):
+    alerts: list[AlertOut]
+    """One for each rule, in the order of the settings."""
+
+
+class RegistryOut(_Out):
+    by_status: dict[str, int]
+    by_kind: dict[str, int]
+    by_source: dict[str, int]
+
+
 class ReadyOut(_Out):
     ready: bool
     checks: dict[str, bool]
 
 
-def agent_out(entry: Registered, warnings: Iterable[str] = ()) -> AgentOut:
-    agent = entry.agent
+def agent_out(health: AgentHealth, warnings: Iterable[str] = ()) -> AgentOut:
+    agent, entry = health.entry.agent, health.entry
     return AgentOut(
         id=agent.id,
         kind=agent.kind,
@@ -365,11 +586,85 @@ def agent_out(entry: Registered, warnings: Iterable[str] = ()) -> AgentOut:
         settings=dict(agent.settings),
         status=entry.status,
         source=entry.source,
-        instances=[instance.id for instance in entry.pool.instances],
+        instances=[_instance_out(instance) for instance in health.instances],
+        stats=_stats_out(health.stats),
         fault=entry.fault,
         warnings=list(warnings),
         updated_at=time_of(entry.updated_ms),
     )
+
+
+def agent_health_out(health: AgentHealth) -> AgentHealthOut:
+    return AgentHealthOut(
+        id=health.entry.agent.id,
+        status=health.entry.status,
+        fault=health.entry.fault,
+        stats=_stats_out(health.stats),
+        instances=[_instance_out(instance) for instance in health.instances],
+    )
+
+
+def _instance_out(health: InstanceHealth) -> InstanceOut:
+    return InstanceOut(
+        id=health.id,
+        healthy=health.healthy,
+        reason=health.reason,
+        breaker=health.breaker,
+        weight=health.weight,
+        drift=health.drift,
+        in_flight=health.in_flight,
+        calls=health.calls,
+        success_rate=health.success_rate,
+        mean_ms=health.mean_ms,
+        p50_ms=health.p50_ms,
+        p95_ms=health.p95_ms,
+        availability=health.availability,
+        checked_at=None if health.checked_ms is None else time_of(health.checked_ms),
+    )
+
+
+def _stats_out(stats: AgentStats) -> StatsOut:
+    return StatsOut(
+        calls=stats.calls,
+        in_flight=stats.in_flight,
+        waiting=stats.waiting,
+        success_rate=stats.success_rate,
+        mean_ms=stats.mean_ms,
+        p50_ms=stats.p50_ms,
+        p95_ms=stats.p95_ms,
+        availability=stats.availability,
+        checked_at=None if stats.checked_ms is None else time_of(stats.checked_ms),
+    )
+
+
+def process_out(health: ProcessHealth) -> ProcessOut:
+    return ProcessOut(memory_bytes=health.memory_bytes, loop_lag_ms=health.loop_lag_ms, uptime=health.uptime)
+
+
+def registry_out(entries: Collection[Registered]) -> RegistryOut:
+    """How many agents there are, disabled ones included."""
+    return RegistryOut(
+        by_status=dict(Counter(str(entry.status) for entry in entries)),
+        by_kind=dict(Counter(entry.agent.kind for entry in entries)),
+        by_source=dict(Counter(str(entry.source) for entry in entries)),
+    )
+
+
+def alert_out(standing: Standing) -> AlertOut:
+    rule = standing.rule
+    fields = {
+        "name": rule.name,
+        "metric": rule.metric,
+        "agent": rule.agent,
+        "above": rule.above,
+        "below": rule.below,
+        "for": rule.seconds,
+        "severity": rule.severity,
+        "state": standing.state,
+        "value": standing.value,
+        "since": time_of(standing.since_ms),
+    }
+    return AlertOut.model_validate(fields)
 
 
 def providers_out(statuses: Iterable[ProviderStatus]) -> ProvidersOut:
@@ -420,7 +715,7 @@ def request_out(record: Record) -> RequestOut:
         request_id=record.request_id,
         conversation_id=record.conversation_id,
         status=record.status,
-        agent=record.route.primary.agent_id,
+        agent=end.agent if isinstance(end, Answer) else record.route.primary.agent_id,
         instance=record.instance_id,
         answer=AnswerOut.model_validate(answer_json(end)) if isinstance(end, Answer) else None,
         failure=_failure_out(end) if isinstance(end, Failure) else None,
@@ -428,11 +723,16 @@ def request_out(record: Record) -> RequestOut:
 
 
 def _failure_out(failure: Failure) -> FailureOut:
-    attempts = [
-        AttemptOut(agent=a.agent_id, instance=a.instance_id, duration_ms=a.duration_ms, error=a.error)
-        for a in failure.attempts
-    ]
-    return FailureOut(code=failure.code, detail=failure.detail, timings=dict(failure.timings), attempts=attempts)
+    return FailureOut(
+        code=failure.code,
+        detail=failure.detail,
+        timings=dict(failure.timings),
+        attempts=attempts_out(failure.attempts),
+    )
+
+
+def attempts_out(attempts: Iterable[Attempt]) -> list[AttemptOut]:
+    return [AttemptOut.model_validate(attempt_json(attempt)) for attempt in attempts]
 
 
 def time_of(milliseconds: int) -> datetime:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from agent_orchestra.cli import routing
+from agent_orchestra.cli import escalations, routing
 from agent_orchestra.cli.common import (
     AsJson,
     Config,
@@ -32,8 +32,10 @@ from agent_orchestra.errors import ConfigurationError, InvalidInput, OrchestraEr
 
 if TYPE_CHECKING:
     from agent_orchestra.core.message import Attachment
+    from agent_orchestra.core.request import Answer
     from agent_orchestra.core.stream import StreamEvent
     from agent_orchestra.runtime.models import ProviderStatus
+    from agent_orchestra.runtime.monitoring import InstanceHealth
     from agent_orchestra.runtime.orchestra import Orchestra
     from agent_orchestra.settings import Settings
 
@@ -54,6 +56,7 @@ providers_app = typer.Typer(help="Look at the vendors of models.", no_args_is_he
 keys_app = typer.Typer(help="Make and revoke the keys that callers need.", no_args_is_help=True)
 app.add_typer(agents_app, name="agents")
 app.add_typer(conversations_app, name="conversations")
+app.add_typer(escalations.app, name="escalations")
 app.add_typer(providers_app, name="providers")
 app.add_typer(keys_app, name="keys")
 routing.add_to(app)
@@ -136,6 +139,11 @@ def ask(
     ] = None,
     attach: Annotated[list[Path] | None, typer.Option(help="A file to send along, such as an image.")] = None,
     agent: Annotated[str | None, typer.Option(help="Ask this agent.")] = None,
+    agents: Annotated[str | None, typer.Option(help="Ask these together, as in search,write.")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="How several work: parallel or sequential; without --agents the router names them."),
+    ] = None,
     capability: Annotated[str | None, typer.Option(help="Ask only agents that have it.")] = None,
     conversation: Annotated[str | None, typer.Option(help="Go on in this conversation.")] = None,
     user: Annotated[str | None, typer.Option(help="Who asks.")] = None,
@@ -148,12 +156,16 @@ def ask(
 
     attachments = [_attachment(path) for path in attach or ()]
     if model is not None:
-        if agent or capability or conversation or user:
+        if agent or agents or strategy or capability or conversation or user:
             raise InvalidInput(
-                "--model asks a model itself: it goes without --agent, --capability, --conversation, --user"
+                "--model asks a model itself: it goes without --agent, --agents, --strategy, --capability, "
+                "--conversation, --user"
             )
         _ask_model(model, content, attachments, config, as_json=as_json)
         return
+
+    if (agents or strategy) and (agent or capability):
+        raise InvalidInput("--agents and --strategy ask several agents: they go without --agent and --capability")
 
     def show(event: StreamEvent) -> None:
         if event.type is StreamEventType.DELTA:
@@ -162,28 +174,53 @@ def ask(
         elif event.type is StreamEventType.COMPLETED:
             typer.echo("")
 
-    async def do(orchestra: Orchestra) -> None:
-        answer = await orchestra.process_request(
-            standard_input() if content == "-" else content,
+    async def answered(orchestra: Orchestra) -> Answer:
+        said = standard_input() if content == "-" else content
+        emit = None if as_json else show
+        if agents or strategy:
+            return await orchestra.coordinate(
+                [name.strip() for name in agents.split(",")] if agents else None,
+                said,
+                strategy=strategy or "parallel",
+                attachments=attachments,
+                conversation_id=conversation,
+                user_id=user,
+                tenant=tenant,
+                emit=emit,
+            )
+        return await orchestra.process_request(
+            said,
             attachments=attachments,
             conversation_id=conversation,
             user_id=user,
             capability=capability,
             agent_id=agent,
             tenant=tenant,
-            emit=None if as_json else show,
+            emit=emit,
         )
+
+    async def do(orchestra: Orchestra) -> None:
+        answer = await answered(orchestra)
         if as_json:
             print_json(answer_json(answer))
             return
         typer.secho(
             f"-- {answer.agent} ({answer.stage}, confidence {answer.confidence:.2f}, {answer.timings['total']:.0f} ms)"
-            f": {answer.reason}\n-- conversation {answer.conversation_id}",
+            f": {answer.reason}\n{_told_of_each(answer)}-- conversation {answer.conversation_id}",
             dim=True,
             err=True,
         )
 
     with_orchestra(config, database, do, agents=True)
+
+
+def _told_of_each(answer: Answer) -> str:
+    """A line for each of several agents that worked on a request."""
+    together = answer.reply.coordination
+    if together is None:
+        return ""
+    said = {r.id: f"{r.status} {r.error or r.reason or f'{r.duration_ms:.0f} ms'}" for r in together.results}
+    return "".join(f"-- {result_id}: {how}\n" for result_id, how in said.items())
 
 
 def _ask_model(
@@ -316,10 +353,12 @@ def list_agents(
 
 @agents_app.command("show")
 def show_agent(agent_id: str, config: Config = None, database: Database = None, tenant: Tenant = "default") -> None:
-    """Show one agent as JSON."""
+    """Show one agent as JSON, with its instances. Those that have a check are asked, in this process."""
 
     async def do(orchestra: Orchestra) -> None:
-        print_json(_agent_json(orchestra.get_agent(agent_id, tenant=tenant)))
+        found = await orchestra.monitoring.check(orchestra.get_agent(agent_id, tenant=tenant))
+        instances = [_instance_json(instance) for instance in found.instances]
+        print_json({**_agent_json(found.entry), "instances": instances})
 
     with_orchestra(config, database, do, agents=database is None)
 
@@ -488,6 +527,41 @@ def revoke_key(key_id: str, config: Config = None, database: Database = None) ->
         typer.echo(f"revoked {key.id}")
 
     with_orchestra(config, database, do)
+
+
+@app.command("alerts")
+def list_alerts(config: Config = None, database: Database = None, as_json: AsJson = False) -> None:
+    """List the rules of the settings, each with what is last on record of it; a service says how they are now."""
+
+    async def do(orchestra: Orchestra) -> None:
+        found = await orchestra.monitoring.recorded()
+        if as_json:
+            told = [
+                {**fields(rule), "recorded": None if last is None else {"type": last.type, "at_ms": last.at_ms}}
+                for rule, last in found
+            ]
+            print_json(told)
+            return
+        rows = [
+            (
+                rule.name,
+                rule.metric if rule.agent is None else f"{rule.metric} of {rule.agent}",
+                f"above {rule.above:g}" if rule.above is not None else f"below {rule.below:g}",
+                f"{rule.seconds:g} s",
+                str(rule.severity),
+                "" if last is None else f"{last.type.partition('.')[2]} {clock_time(last.at_ms)}",
+            )
+            for rule, last in found
+        ]
+        print_table(("alert", "metric", "fires", "after", "severity", "on record"), rows)
+
+    with_orchestra(config, database, do)
+
+
+def _instance_json(instance: InstanceHealth) -> dict[str, Any]:
+    """What this process can say of an instance: it has made no calls."""
+    names = ("id", "healthy", "reason", "weight", "checked_ms")
+    return {name: value for name, value in fields(instance).items() if name in names}
 
 
 def _agent_json(entry: Any) -> dict[str, Any]:

@@ -71,14 +71,16 @@ def with_orchestra(
 ) -> T:
     """Does something with an open orchestra.
 
-    ``agents``: whether the agents of the configuration are taken up in the database. They are only where both belong
-    together: who looks into another database with ``--database`` must not change what is there.
+    ``agents``: whether the agents of the configuration are taken up in the database, and those in code besides. They
+    are only where both belong together: who looks into another database with ``--database`` must not change what is
+    there.
     """
     from agent_orchestra.bootstrap import open_from_settings
 
     settings = settings_of(config, database)
     if not agents or (database is not None and config is None):
-        settings = settings.model_copy(update={"agents": None})
+        no_code = settings.registry.model_copy(update={"modules": (), "entry_points": False})
+        settings = settings.model_copy(update={"agents": None, "registry": no_code})
 
     async def run() -> T:
         async with open_from_settings(settings, config=file_of(config)) as orchestra:
@@ -122,4 +124,4 @@ def print_table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     # Wider than any terminal: an id that is cut off is of no use.
-    Console(width=1_000, highlight=False).print(table)
+    Console(width=1_000, highlight=False, markup=False).print(table)

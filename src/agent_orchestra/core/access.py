@@ -10,7 +10,10 @@ __all__ = ["Key", "Principal", "Scope", "allows"]
 
 
 class Scope(StrEnum):
-    """Each one includes those before it: READ looks, RUN asks agents and converses, ADMIN changes agents."""
+    """Each one includes those before it: READ looks, RUN asks agents and converses, ADMIN changes agents.
+
+    Who may change an agent may also answer in its place.
+    """
 
     READ = "read"
     RUN = "run"

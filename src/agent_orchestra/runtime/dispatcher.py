@@ -5,37 +5,40 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
 import time
-from collections.abc import AsyncIterator, Generator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
 from agent_orchestra.core import stream
-from agent_orchestra.core.agent import is_id
+from agent_orchestra.core.agent import Agent, is_id
+from agent_orchestra.core.attempt import Attempt
 from agent_orchestra.core.conversation import Conversation, InputPolicy
 from agent_orchestra.core.message import Message
+from agent_orchestra.core.plan import Plan, Strategy, plan_of
 from agent_orchestra.core.request import (
     Answer,
     Failure,
     Record,
+    Reply,
     Request,
     RequestStatus,
     answer_json,
 )
-from agent_orchestra.core.routing import Route
-from agent_orchestra.core.stream import StreamEvent, StreamEventType
+from agent_orchestra.core.resilience import Recovery
+from agent_orchestra.core.routing import Candidate, Route, Stage
+from agent_orchestra.core.stream import StreamEvent
 from agent_orchestra.core.values import Json, cleaned
 from agent_orchestra.errors import (
     AgentFailed,
     ConversationBusy,
     ConversationNotFound,
     DeadlineExceeded,
+    Escalated,
     IdempotencyMismatch,
     Interrupted,
     OrchestraError,
-    Overloaded,
     RunFailed,
     SequenceConflict,
     ShuttingDown,
@@ -45,11 +48,15 @@ from agent_orchestra.errors import (
     code_of,
     run_failure,
 )
+from agent_orchestra.runtime.bulkhead import Bulkhead
 from agent_orchestra.runtime.clock import new_id, now_ms
 from agent_orchestra.runtime.conversations import ELSEWHERE_SECONDS, Turns
-from agent_orchestra.runtime.executor import Call, Executor, Instance, Outcome, Pool
-from agent_orchestra.runtime.registry import Registry
+from agent_orchestra.runtime.coordinator import TEAM, Coordinator, PlanBackend
+from agent_orchestra.runtime.executor import Call, Executor, Line, Outcome, Reserved
+from agent_orchestra.runtime.instances import Instance, Pool
+from agent_orchestra.runtime.registry import Registry, Roster
 from agent_orchestra.runtime.router import Question, Router
+from agent_orchestra.runtime.running import Running, failed, plain
 from agent_orchestra.runtime.telemetry import Stopwatch, Telemetry
 
 __all__ = ["Accepted", "Dispatcher", "Leases", "Loaded", "RunLog", "Running", "Submitted", "fingerprint"]
@@ -58,9 +65,6 @@ __all__ = ["Accepted", "Dispatcher", "Leases", "Loaded", "RunLog", "Running", "S
 LEASE_SECONDS = 15.0
 RENEW_SECONDS = 5.0
 RECORD_AGAIN_SECONDS = 1.0
-#: Beyond so many pieces those shorter than this are kept together, so that a stream of characters stays small.
-_MANY_PIECES = 1_000
-_SMALL_PIECE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,105 +139,6 @@ def fingerprint(*asked: Json) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-class Running:
-    """A request that runs in this process: what its stream has told so far, and how it ends."""
-
-    def __init__(self, request: Request) -> None:
-        loop = asyncio.get_running_loop()
-        self.request = request
-        self.on_record: asyncio.Future[Record | None] = loop.create_future()
-        self.ended: asyncio.Future[Answer] = loop.create_future()
-        self.record_ms = 0.0
-        self.task: asyncio.Task[None] | None = None
-        self.cause: OrchestraError | None = None
-        self._interruptible = False
-        self._events: list[StreamEvent] = []
-        self._more = asyncio.Event()
-
-    def tell(self, event: StreamEvent) -> None:
-        if len(self._events) > _MANY_PIECES and event.type is StreamEventType.DELTA:
-            before = str(self._events[-1].data["text"])
-            if len(before) < _SMALL_PIECE:
-                # Kept as one: who has heard the first part is given the rest of it.
-                said = self._events.pop().position - 2 - len(before)
-                event = stream.delta(before + str(event.data["text"]), said=said)
-        self._events.append(event)
-        self._more.set()
-
-    def told(self, after: int) -> list[StreamEvent]:
-        """What was told after a position, a piece that it lies in cut to the rest."""
-        fresh: list[StreamEvent] = []
-        for event in reversed(self._events):
-            if event.position <= after:
-                break
-            fresh.append(event)
-        fresh.reverse()
-        if fresh and fresh[0].type is StreamEventType.DELTA:
-            text = str(fresh[0].data["text"])
-            begins = fresh[0].position - len(text)
-            if begins < after:
-                fresh[0] = stream.delta(text[after - begins :], said=after - 2)
-        return fresh
-
-    async def more(self) -> None:
-        """Waits for something to be told after the last look at :meth:`told`."""
-        self._more.clear()
-        await self._more.wait()
-
-    @contextmanager
-    def interruptible(self) -> Generator[None]:
-        """Only within the block does :meth:`cancel` break in; what is being written is never left half done."""
-        if self.cause is not None:
-            raise self.cause
-        self._interruptible = True
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self.cause is None or self.task is None:
-                raise
-            self.task.uncancel()
-            raise self.cause from None
-        finally:
-            self._interruptible = False
-
-    def cancel(self, cause: OrchestraError) -> None:
-        """Ends the request for this reason, at the next place where it can be ended."""
-        if self.cause is None:
-            self.cause = cause
-            if self._interruptible and self.task is not None:
-                self.task.cancel()
-
-    def finish(self, answer: Answer) -> None:
-        if not self.ended.done():
-            self.tell(stream.completed(answer_json(answer)))
-            self.ended.set_result(answer)
-
-    def fail(self, error: OrchestraError) -> None:
-        if not self.ended.done():
-            self.tell(_failed(error))
-            self.ended.set_exception(error)
-            # Whoever waits is given it; that nobody waits (a stream, a client that hung up) is no fault.
-            self.ended.exception()
-
-    def refuse(self, error: OrchestraError) -> None:
-        """Ends a request that never came on record."""
-        if not self.on_record.done():
-            self.on_record.set_exception(error)
-            self.on_record.exception()
-        self.fail(error)
-
-
-def _failed(error: OrchestraError) -> StreamEvent:
-    return stream.failed({**_plain(error), "code": error.code, "detail": cleaned(error.detail)})
-
-
-def _plain(error: OrchestraError) -> dict[str, Json]:
-    """Its data as far as it can be stored."""
-    texts = {cleaned(key): value for key, value in error.data.items()}
-    plain = {k: cleaned(v) if isinstance(v, str) else v for k, v in texts.items() if isinstance(v, str | int | float)}
-    return {key: value for key, value in plain.items() if not isinstance(value, float) or math.isfinite(value)}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
     """A request that is on record. ``running`` is none when it runs elsewhere, or has ended."""
@@ -255,33 +160,45 @@ class Dispatcher:
         registry: Registry,
         router: Router,
         executor: Executor,
+        coordinator: Coordinator,
         log: RunLog,
         leases: Leases,
         turns: Turns,
         telemetry: Telemetry,
+        bulkhead: Bulkhead,
         default_policy: InputPolicy,
         history_messages: int,
-        max_concurrent: int,
         timeout_seconds: float,
+        hand_over_from: float,
+        secondary: Strategy | None,
     ) -> None:
         self._registry = registry
         self._router = router
         self._executor = executor
+        self._coordinator = coordinator
         self._log = log
         self._leases = leases
         self._turns = turns
         self._telemetry = telemetry
+        self._bulkhead = bulkhead
         self._default_policy = default_policy
         self._history_messages = history_messages
-        self._max_concurrent = max_concurrent
         self._timeout_seconds = timeout_seconds
+        self._hand_over_from = hand_over_from
+        self._secondary = secondary
         self._running: dict[str, Running] = {}
         self._by_key: dict[tuple[str, str], Running] = {}
         self._closing = False
 
     @property
     def in_flight(self) -> int:
-        return len(self._running)
+        """Requests that run, those left out that wait for it."""
+        return self._bulkhead.running
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place."""
+        return self._bulkhead.waiting
 
     async def dispatch(self, request: Request) -> Answer:
         """The answer to a request. Raises what refused it, or the :class:`RunFailed` that it ended with."""
@@ -300,8 +217,7 @@ class Dispatcher:
             return await self._joined(first)
         if self._closing:
             raise _stopping()
-        if len(self._running) >= self._max_concurrent:
-            raise Overloaded(f"{self._max_concurrent} requests are running, which is the limit; try again")
+        self._bulkhead.check(len(self._running) - self._bulkhead.running - self._bulkhead.waiting)
         running = Running(request)
         self._running[request.id] = running
         if request.idempotency_key:
@@ -354,7 +270,7 @@ class Dispatcher:
             await asyncio.wait(tasks, timeout=grace_seconds)
         for running in self._running.values():
             if running.on_record.done():
-                running.cancel(Interrupted("the service stopped before this request had ended"))
+                running.cancel(_interrupted())
             else:
                 running.cancel(_stopping())
         tasks = [task for task in tasks if not task.done()]
@@ -373,9 +289,15 @@ class Dispatcher:
 
     async def _run(self, running: Running) -> None:
         request = running.request
+        watch = Stopwatch()
+        deadline = asyncio.get_running_loop().time() + self._timeout_seconds
         try:
-            with self._telemetry.span("orchestrate", **{"orchestra.tenant": request.tenant}):
-                await self._serve(running)
+            async with AsyncExitStack() as held:
+                with running.interruptible():
+                    if await held.enter_async_context(self._bulkhead.place(self._timeout_seconds)):
+                        watch.lap("wait")
+                with self._telemetry.span("orchestrate", **{"orchestra.tenant": request.tenant}):
+                    await self._serve(running, watch, deadline)
         except OrchestraError as error:
             running.refuse(error)
         except asyncio.CancelledError:
@@ -388,10 +310,8 @@ class Dispatcher:
             if request.idempotency_key:
                 del self._by_key[request.tenant, request.idempotency_key]
 
-    async def _serve(self, running: Running) -> None:
+    async def _serve(self, running: Running, watch: Stopwatch, deadline: float) -> None:
         request = running.request
-        watch = Stopwatch()
-        deadline = asyncio.get_running_loop().time() + self._timeout_seconds
         async with AsyncExitStack() as held:
             place = await self._accept(running, watch, deadline, held)
             if place is None:
@@ -424,7 +344,7 @@ class Dispatcher:
             watch.lap("load")
             try:
                 decided = await self._decided(request, conversation, loaded, decided)
-                place = self._chosen(request, conversation, loaded, decided.route)
+                place = await self._chosen(running, conversation, loaded, decided.route, deadline)
             except OrchestraError:
                 # Whether its agent can answer now is nothing to a request that was answered before.
                 if before := await self._before(request):
@@ -446,7 +366,7 @@ class Dispatcher:
                 return self._repeated(running, before)
             watch.lap("accept")
             running.tell(stream.routed(place.route, request_id=request.id, conversation_id=conversation.id))
-            running.tell(stream.started(agent_id=place.call.agent.id, instance_id=place.instance.id))
+            running.tell(stream.started(agent_id=place.call.agent.id, instance_id=place.instance_id))
             running.on_record.set_result(None)
             return place
 
@@ -459,6 +379,9 @@ class Dispatcher:
         """
         if before is not None and before.seq == conversation.last_seq and self._can_run(request, before.route):
             return before
+        if request.plan is not None and request.plan.members:
+            self._coordinator.check(request.plan, request.tenant)
+            return _Decided(seq=conversation.last_seq, route=_named(request.plan))
         question = Question(
             id=request.id,
             tenant=request.tenant,
@@ -480,15 +403,24 @@ class Dispatcher:
     def _can_run(self, request: Request, route: Route) -> bool:
         return route.primary.agent_id in self._registry.roster(request.tenant).available
 
-    def _chosen(self, request: Request, conversation: Conversation, loaded: Loaded, route: Route) -> _Place:
+    async def _chosen(
+        self, running: Running, conversation: Conversation, loaded: Loaded, route: Route, deadline: float
+    ) -> _Place:
         """A place for the request on an instance of the agent that it goes to. Raises what refuses it."""
-        roster = self._registry.roster(request.tenant)
-        entry = roster.get(route.primary.agent_id)
+        request = running.request
+        plan = self._plan(request, route)
+        if plan is None:
+            line = self._line(self._registry.roster(request.tenant), route)
+        else:
+            line = [(_TOGETHER, Pool([Instance(id=_TOGETHER.kind, backend=PlanBackend(self._coordinator, plan))]))]
+        with running.interruptible():
+            seconds = deadline - asyncio.get_running_loop().time()
+            reserved = await self._executor.reserve(line, stick=conversation.id, seconds=seconds)
         call = Call(
             request_id=request.id,
             conversation_id=conversation.id,
             tenant=request.tenant,
-            agent=entry.agent,
+            agent=reserved.place.agent,
             content=request.content,
             attachments=request.attachments,
             streamed=request.streamed,
@@ -496,8 +428,27 @@ class Dispatcher:
             context={**conversation.context, **request.context},
             user_id=request.user_id or conversation.user_id,
         )
-        instance = self._executor.reserve(entry.agent, entry.pool)
-        return _Place(call=call, route=route, pool=entry.pool, instance=instance)
+        return _Place(call=call, route=route, reserved=reserved, plan=plan)
+
+    def _plan(self, request: Request, route: Route) -> Plan | None:
+        """How several agents work on a request, where several do: as it asks, or as a model said that it needs."""
+        if request.plan is not None:
+            return request.plan if request.plan.members else plan_of(route, request.plan)
+        if self._secondary is not None and route.stage is Stage.LLM and route.secondary:
+            return plan_of(route, Plan(strategy=self._secondary, members=()))
+        return None
+
+    def _line(self, roster: Roster, route: Route) -> Line:
+        """The agent that was chosen, and those of the other candidates that may stand in for it.
+
+        Those who share the wanted capability may, and those whom the operator's own router named; of an estimate only
+        those that are likely enough to be right.
+        """
+        first = roster.get(route.primary.agent_id)
+        named = route.stage in (Stage.CAPABILITY, Stage.CUSTOM)
+        others = [c.agent_id for c in route.alternatives if named or c.confidence >= self._hand_over_from]
+        entries = [first, *(roster.entries[agent_id] for agent_id in others if agent_id in roster.available)]
+        return [(entry.agent, entry.pool) for entry in entries]
 
     async def _put_on_record(
         self, request: Request, place: _Place, conversation: Conversation, loaded: Loaded, *, take_over: bool
@@ -510,7 +461,7 @@ class Dispatcher:
                     conversation=conversation,
                     new=loaded.conversation is None,
                     route=place.route,
-                    instance_id=place.instance.id,
+                    instance_id=place.instance_id,
                     lease_until_ms=now_ms() + int(LEASE_SECONDS * 1_000),
                     take_over=take_over,
                 )
@@ -519,13 +470,14 @@ class Dispatcher:
             return before
         finally:
             if not accepted:
-                self._executor.release(place.instance)
+                self._executor.release(place.reserved)
 
     async def _perform(
         self, running: Running, place: _Place, watch: Stopwatch, deadline: float
     ) -> tuple[Answer | Failure, RequestStatus]:
         seconds = max(deadline - asyncio.get_running_loop().time(), 0.0)
         told: list[str] = []
+        attempts: list[Attempt] = []
 
         def emit(piece: str, said: int) -> None:
             told.append(piece)
@@ -535,11 +487,15 @@ class Dispatcher:
         try:
             with running.interruptible():
                 called = True
-                outcome = await self._executor.run(place.pool, place.instance, place.call, seconds=seconds, emit=emit)
-        except RunFailed as cause:
+                outcome = await self._executor.run(
+                    place.reserved, place.call, seconds=seconds, emit=emit, attempts=attempts
+                )
+        except OrchestraError as cause:
             if not called:
-                self._executor.release(place.instance)
-            outcome = Outcome(reply=None, error=cause, told="".join(told), attempts=())
+                self._executor.release(place.reserved)
+            # What refuses requests that are not on record yet ends one that has just come to it.
+            error = cause if isinstance(cause, RunFailed) else _interrupted()
+            outcome = Outcome(reply=None, error=error, told="".join(told), attempts=tuple(attempts))
         watch.lap("run")
         timings = {**watch.timings, "total": watch.total()}
         if outcome.reply is None:
@@ -547,10 +503,12 @@ class Dispatcher:
             if error.__cause__ is not None:
                 self._telemetry.raised(error.__cause__, request_id=running.request.id, agent=place.call.agent.id)
             status = RequestStatus.CANCELLED if isinstance(error, Superseded) else RequestStatus.FAILED
+            if outcome.escalated:
+                status, error = RequestStatus.ESCALATED, _escalated(error, outcome)
             failure = Failure(
                 code=error.code,
                 detail=cleaned(error.detail),
-                data=_plain(error),
+                data=plain(error),
                 output=outcome.told,
                 timings=timings,
                 attempts=outcome.attempts,
@@ -560,8 +518,8 @@ class Dispatcher:
         answer = Answer(
             request_id=running.request.id,
             conversation_id=place.call.conversation_id,
-            agent=route.primary.agent_id,
-            instance=outcome.attempts[-1].instance_id,
+            agent=outcome.agent_id if place.plan is None else _speaker(place.plan, outcome.reply),
+            instance=outcome.instance_id,
             route=route,
             reply=outcome.reply,
             timings=timings,
@@ -647,8 +605,8 @@ class Dispatcher:
             conversation_id=place.call.conversation_id,
             trace_id=self._telemetry.trace_id(request.id),
             tenant=request.tenant,
-            agent=place.call.agent.id,
-            instance=end.attempts[-1].instance_id if end.attempts else place.instance.id,
+            agent=end.attempts[-1].agent_id if end.attempts else place.call.agent.id,
+            instance=end.attempts[-1].instance_id if end.attempts else place.instance_id,
             stage=place.route.stage,
             confidence=place.route.primary.confidence,
             code=None if isinstance(end, Answer) else end.code,
@@ -679,7 +637,7 @@ class Dispatcher:
         else:
             error = _failure_of(record)
             output = record.end.output if record.end else ""
-            last = _failed(error)
+            last = failed(error)
         for event in stream.retell(head, output, last, after=after):
             yield event
 
@@ -708,11 +666,50 @@ class _Place:
 
     call: Call
     route: Route
-    pool: Pool
-    instance: Instance
+    reserved: Reserved
+    plan: Plan | None
+
+    @property
+    def instance_id(self) -> str:
+        return self.reserved.place.instance.id
+
+
+#: Who answers where a request is worked on by several agents. Its id is none that an agent can have.
+_TOGETHER = Agent(id="(agents)", kind=TEAM, recovery=Recovery(attempts=1))
+
+
+def _named(plan: Plan) -> Route:
+    """The route of a request that names its agents."""
+    agents = list(dict.fromkeys(member.agent for member in plan.members))
+    first = Candidate(agent_id=agents[0], confidence=1.0)
+    return Route(
+        candidates=(first,),
+        stage=Stage.EXPLICIT,
+        reason="the request names these agents",
+        secondary=tuple(agents[1:]),
+    )
+
+
+def _speaker(plan: Plan, reply: Reply) -> str:
+    """The agent whose word the answer is, or the first of them."""
+    agents = {member.id: member.agent for member in plan.members}
+    by = reply.coordination.by if reply.coordination is not None else ()
+    return next((agents[member_id] for member_id in by if member_id in agents), plan.synthesizer or _TOGETHER.id)
 
 
 _UNRECORDABLE = Failure(code=AgentFailed.code, detail="the agent's answer could not be put on record")
+
+
+def _escalated(error: RunFailed, outcome: Outcome) -> Escalated:
+    return Escalated(
+        f"agent '{outcome.agent_id}' could not answer ({error.code}); a person will answer in its place",
+        cause=error.code,
+        agent=outcome.agent_id,
+    )
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted("the service stopped before this request had ended")
 
 
 def _stopping() -> ShuttingDown:

@@ -9,24 +9,28 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import Protocol
 
-from agent_orchestra.core.agent import ID_RULE, Agent, Filter, Status, SystemHealth, is_id, system_health
+from agent_orchestra.core.agent import ID_RULE, Agent, Filter, SystemHealth, is_id, system_health
 from agent_orchestra.core.conversation import Conversation, InputPolicy
 from agent_orchestra.core.message import Attachment, Author, Message
+from agent_orchestra.core.plan import Aggregation, Member, Plan, Strategy, made, plan_json
 from agent_orchestra.core.prompt import Prompt, Wrote, check_prompt
 from agent_orchestra.core.request import Answer, Record, Reply, Request, check
 from agent_orchestra.core.stream import StreamEvent
 from agent_orchestra.core.values import Json, JsonObject
 from agent_orchestra.errors import Fault, InvalidInput
+from agent_orchestra.runtime.alarms import StorageHealth, places, unhealthy
 from agent_orchestra.runtime.clock import new_id, now_ms
 from agent_orchestra.runtime.conversations import Conversations
 from agent_orchestra.runtime.dispatcher import Dispatcher, RunLog, Submitted, fingerprint
+from agent_orchestra.runtime.escalations import Escalations
 from agent_orchestra.runtime.executor import Instance
 from agent_orchestra.runtime.keys import Keys
 from agent_orchestra.runtime.models import Models, ProviderStatus
-from agent_orchestra.runtime.registry import Registered, Registry
+from agent_orchestra.runtime.monitoring import Monitoring
+from agent_orchestra.runtime.registry import Found, Registered, Registry
 from agent_orchestra.runtime.routing import Routing
 
-__all__ = ["DEFAULT_TENANT", "AgentsHealth", "Function", "Health", "Orchestra", "StorageHealth", "Wrap"]
+__all__ = ["DEFAULT_TENANT", "AgentsHealth", "Function", "Health", "Orchestra", "Wrap"]
 
 DEFAULT_TENANT = "default"
 
@@ -38,14 +42,6 @@ class Wrap(Protocol):
     """Makes a function into the instance of an agent. Raises :class:`InvalidAgent` for a form that cannot be called."""
 
     def __call__(self, agent_id: str, function: Function) -> Instance: ...
-
-
-class StorageHealth(Protocol):
-    """Tells whether the database can be used."""
-
-    async def ready(self) -> Mapping[str, bool]:
-        """Whether the database is ``reachable``, and its ``migrations`` are current. Never raises."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +79,8 @@ class Orchestra:
         conversations: Conversations,
         keys: Keys,
         routing: Routing,
+        monitoring: Monitoring,
+        escalations: Escalations,
         log: RunLog,
         models: Models,
         wrap: Wrap,
@@ -91,6 +89,8 @@ class Orchestra:
     ) -> None:
         self.keys = keys
         self.routing = routing
+        self.monitoring = monitoring
+        self.escalations = escalations
         self._models = models
         self._registry = registry
         self._dispatcher = dispatcher
@@ -101,21 +101,33 @@ class Orchestra:
         self._watch_seconds = watch_seconds
         self._began = time.monotonic()
         self._watchers: list[asyncio.Task[None]] = []
+        #: Whether requests should be sent here: no more from the first word of its end on, while some are still taken.
+        self.accepting = True
 
-    async def start(self, configured: Sequence[Agent] | None) -> None:
-        """Loads the agents and begins to watch. Raises :class:`InvalidAgent` for a wrong configured one."""
+    async def start(self, configured: Sequence[Agent] | None, found: Sequence[Found] = ()) -> None:
+        """Loads the agents and begins to watch. Raises :class:`InvalidAgent` for a wrong configured one.
+
+        ``found``: agents in code, as :meth:`Registry.take_up` takes them.
+        """
         await self._registry.start(configured)
+        await self._registry.take_up(found)
         await self.routing.start(DEFAULT_TENANT, self._watch_seconds)
+        await self.monitoring.start()
         watchers: list[Awaitable[None]] = [self._registry.watch(self._watch_seconds), self._dispatcher.watch()]
         self._watchers = [asyncio.ensure_future(watcher) for watcher in watchers]
 
     async def close(self, grace_seconds: float = 10.0) -> None:
-        """Takes nothing new, lets what runs end within the grace, and records the rest as interrupted."""
+        """Takes nothing new, lets what runs end within the grace, and records the rest as interrupted.
+
+        Called once more while it waits, it waits no longer than that call's grace.
+        """
+        self.accepting = False
         await self._dispatcher.close(grace_seconds)
         for watcher in self._watchers:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
         await self.routing.close()
+        await self.monitoring.close()
 
     # --- agents
 
@@ -201,11 +213,64 @@ class Orchestra:
             streamed=emit is not None,
             tenant=tenant,
         )
+        return await self._answered(request, emit)
+
+    async def coordinate(
+        self,
+        agents: Sequence[str | Member] | None,
+        content: str,
+        *,
+        strategy: Strategy | str = Strategy.PARALLEL,
+        aggregate: Aggregation | str = Aggregation.CONCATENATE,
+        synthesizer: str | None = None,
+        score: str | None = None,
+        router: str | Function | None = None,
+        conversation_id: str | None = None,
+        user_id: str | None = None,
+        context: JsonObject | None = None,
+        attachments: Sequence[Attachment] = (),
+        idempotency_key: str | None = None,
+        emit: Callable[[StreamEvent], None] | None = None,
+        tenant: str = DEFAULT_TENANT,
+    ) -> Answer:
+        """Has several agents work on the content and gives one answer; ``answer.reply.coordination`` tells of each.
+
+        ``agents``: ids, or a :class:`Member` where there is more to say; none means those that the router names.
+        ``synthesizer`` is the agent that makes one answer of all, ``score`` CEL that gives a number for a ``result``,
+        ``router``, which ``conditional`` needs, CEL or a function that gives the ids of members. The rest is as for
+        :meth:`process_request`. Raises :class:`InvalidInput` for a plan that cannot be run and
+        :class:`CoordinationFailed` where no agent gave a result.
+        """
+        plan = await asyncio.to_thread(
+            made,
+            agents,
+            strategy=strategy,
+            aggregate=aggregate,
+            synthesizer=synthesizer,
+            score=score,
+            router=router,
+        )
+        if plan.router is not None:
+            self._wrap("router", plan.router)
+        request = make_request(
+            content,
+            conversation_id=conversation_id,
+            user_id=user_id,
+            context=context,
+            attachments=attachments,
+            plan=plan,
+            idempotency_key=idempotency_key,
+            streamed=emit is not None,
+            tenant=tenant,
+        )
+        return await self._answered(request, emit)
+
+    async def _answered(self, request: Request, emit: Callable[[StreamEvent], None] | None) -> Answer:
         submitted = await self._dispatcher.submit(request)
         if emit is not None:
-            async for event in await self._dispatcher.follow(tenant, submitted.request_id):
+            async for event in await self._dispatcher.follow(request.tenant, submitted.request_id):
                 emit(event)
-        return await self._dispatcher.answer(tenant, submitted)
+        return await self._dispatcher.answer(request.tenant, submitted)
 
     async def process_message(
         self,
@@ -325,13 +390,14 @@ class Orchestra:
 
     def agents_health(self, *, tenant: str = DEFAULT_TENANT) -> AgentsHealth:
         """How many agents can answer, and what that makes of the whole."""
-        entries = [e for e in self.get_agents(tenant=tenant) if e.status is not Status.DISABLED]
-        unhealthy = sum(entry.status in (Status.DEGRADED, Status.OFFLINE) for entry in entries)
+        entries = self.get_agents(tenant=tenant)
+        ill, total = unhealthy(entries)
+        without, instances = places(entries)
         return AgentsHealth(
-            healthy_agents=len(entries) - unhealthy,
-            unhealthy_agents=unhealthy,
-            total_agents=len(entries),
-            system_health=system_health(unhealthy=unhealthy, total=len(entries)),
+            healthy_agents=total - ill,
+            unhealthy_agents=ill,
+            total_agents=total,
+            system_health=system_health(unhealthy=without, total=instances),
         )
 
     async def storage_ready(self) -> Mapping[str, bool]:
@@ -358,6 +424,7 @@ def make_request(
     attachments: Sequence[Attachment] = (),
     capability: str | None = None,
     agent_id: str | None = None,
+    plan: Plan | None = None,
     idempotency_key: str | None = None,
     streamed: bool = False,
 ) -> Request:
@@ -374,8 +441,14 @@ def make_request(
         agent_id=agent_id,
         idempotency_key=idempotency_key,
     )
+    if plan is not None and plan.members and (agent_id is not None or capability is not None):
+        path = "agent_id" if agent_id is not None else "capability"
+        fault = Fault(path=path, message="is for one agent; leave it out where 'agents' names several")
+        raise InvalidInput(str(fault), faults=(fault,))
     asked: list[Json] = [content, conversation_id, user_id, context or {}, capability, agent_id]
     asked.extend([a.media_type, hashlib.sha256(a.data).hexdigest()] for a in attachments)
+    if plan is not None:
+        asked.append(plan_json(plan))
     return Request(
         id=new_id(),
         tenant=tenant,
@@ -386,6 +459,7 @@ def make_request(
         context=context or {},
         capability=capability,
         agent_id=agent_id,
+        plan=plan,
         idempotency_key=idempotency_key,
         fingerprint=fingerprint(*asked),
         streamed=streamed,

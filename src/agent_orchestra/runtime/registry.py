@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,13 +18,13 @@ from typing import Protocol
 from agent_orchestra.core import agent as agents
 from agent_orchestra.core.agent import Agent, Filter, Status
 from agent_orchestra.core.routing import resolve
-from agent_orchestra.core.values import JsonObject
+from agent_orchestra.core.values import Json, JsonObject
 from agent_orchestra.errors import AgentExists, AgentNotFound, Fault, Forbidden, InvalidAgent, OrchestraError, code_of
 from agent_orchestra.runtime.clock import now_ms
 from agent_orchestra.runtime.executor import Instance, Pool
 from agent_orchestra.runtime.telemetry import Telemetry
 
-__all__ = ["AgentStore", "Kind", "Registered", "Registry", "Roster", "Source", "StoredAgent"]
+__all__ = ["AgentStore", "Found", "Kind", "Registered", "Registry", "Roster", "Source", "StoredAgent"]
 
 
 class Source(StrEnum):
@@ -100,9 +100,19 @@ class Registered:
         return agents.status(
             enabled=self.agent.enabled,
             instances=len(self.pool.instances),
+            healthy=sum(instance.healthy for instance in self.pool.instances),
             in_flight=self.pool.in_flight,
             failures_in_row=self.pool.failures_in_row,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """An agent in code that a start has found; ``entry_point`` is the one that named it, none for the settings."""
+
+    agent: Agent
+    instance: Instance
+    entry_point: str | None = None
 
 
 class Roster:
@@ -147,8 +157,12 @@ class Registry:
         self._rosters: dict[str, Roster] = {}
         self._before: dict[str, Roster] = {}
         self._numbers = itertools.count(1)
+        #: Grows with every change of what agents there are.
+        self.changes = 0
         self._revision = -1
         self._changing = asyncio.Lock()
+        #: Agents of the configuration, of which those that come first may mention those that come later.
+        self._expected: frozenset[str] = frozenset()
 
     @property
     def kinds(self) -> Mapping[str, Kind]:
@@ -166,6 +180,26 @@ class Registry:
             if configured is not None:
                 await self._configure(configured)
 
+    async def take_up(self, found: Sequence[Found]) -> None:
+        """Registers the agents in code that a start has found, in this order, for all tenants to share.
+
+        The configuration goes before them: its agents stay. One that the settings name by its module takes the place of
+        one that was registered over the API; that stays stored, and is back when the code is gone. One that is merely
+        installed takes nobody's place. What is left out is told to the log. Raises :class:`InvalidAgent`.
+        """
+        for one in found:
+            agent_id, function = one.agent.id, one.instance.id
+            before = self.roster(self._shared_tenant).entries.get(agent_id)
+            if before is not None and (one.entry_point is not None or before.source is not Source.API):
+                reason = f"there is already an agent '{agent_id}', of source '{before.source}'"
+                self._telemetry.warn(
+                    "agent_discovery_failed", entry_point=one.entry_point, function=function, reason=reason
+                )
+                continue
+            if before is not None:
+                self._telemetry.warn("agent_replaced_by_code", agent=agent_id, function=function)
+            await self.register_in_code(self._shared_tenant, one.agent, [one.instance])
+
     async def register(self, tenant: str, agent: Agent, *, trusted: bool = False) -> Registered:
         """Adds an agent; ``trusted`` says that the operator gives it.
 
@@ -181,9 +215,9 @@ class Registry:
         if faults := agents.check(agent):
             raise InvalidAgent(agent.id, faults)
         async with self._changing:
-            entry = Registered(
-                tenant=tenant, agent=agent, source=Source.CODE, pool=Pool(instances), updated_ms=now_ms()
-            )
+            pool = self._checked_pool(tenant, agent, Pool(instances, tenant=tenant))
+            pool.weigh(agent.balancing.weights)
+            entry = Registered(tenant=tenant, agent=agent, source=Source.CODE, pool=pool, updated_ms=now_ms())
             self._entries[tenant, agent.id] = entry
             self._changed()
             return entry
@@ -227,7 +261,12 @@ class Registry:
             self._rosters[tenant] = roster
         return roster
 
+    def all(self) -> Collection[Registered]:
+        """The agents of all tenants."""
+        return self._entries.values()
+
     def _changed(self) -> None:
+        self.changes += 1
         self._before |= self._rosters
         self._rosters = {}
 
@@ -268,7 +307,7 @@ class Registry:
         trusted: bool = False,
     ) -> Registered:
         before = self._entries.get((tenant, agent.id))
-        pool = await self._pool(before, agent, trusted=trusted or source is Source.CONFIG)
+        pool = await self._pool(before, tenant, agent, trusted=trusted or source is Source.CONFIG)
         stored = StoredAgent(
             tenant=tenant,
             agent=agent,
@@ -280,19 +319,51 @@ class Registry:
             await self._store.save(stored, new=new)
         return self._add(stored, pool, None)
 
-    async def _pool(self, before: Registered | None, agent: Agent, *, trusted: bool) -> Pool:
+    async def _pool(
+        self, before: Registered | None, tenant: str, agent: Agent, *, trusted: bool, stored: bool = False
+    ) -> Pool:
         """The instances of a definition. They stay what they are, with what is known of them, where it only changes."""
         if before is not None and before.source is Source.CODE:
             if faults := agents.check(agent):
                 raise InvalidAgent(agent.id, faults)
-            return before.pool
+            return self._checked_pool(tenant, agent, before.pool, stored=stored)
         unchanged = before is not None and (before.agent.kind, before.agent.settings) == (agent.kind, agent.settings)
         if before is not None and unchanged and before.pool.instances:
             self._checked(agent)
-            return before.pool
-        return Pool(await self._checked(agent).connect(agent, trusted=trusted or unchanged))
+            return self._checked_pool(tenant, agent, before.pool, stored=stored)
+        instances = await self._checked(agent).connect(agent, trusted=trusted or unchanged)
+        return self._checked_pool(tenant, agent, Pool(instances, tenant=tenant), stored=stored)
+
+    def _checked_pool(self, tenant: str, agent: Agent, pool: Pool, *, stored: bool = False) -> Pool:
+        """The pool. Raises :class:`InvalidAgent` for what the definition says of instances, and of other agents.
+
+        What is ``stored`` was right when it was stored; agents that it mentions may have gone since.
+        """
+        weights = agent.balancing.weights
+        ids = [instance.id for instance in pool.instances]
+        # A model without a key makes no instance, but it is named rightly.
+        named = {*ids, *_texts_in(agent.settings)}
+        faults = [
+            Fault(path=f"balancing.weights.{given}", message=f"is no instance of the agent{_near(given, ids)}")
+            for given in weights
+            if given not in named
+        ]
+        if not faults and ids and not any(weights.get(instance_id, 1.0) for instance_id in ids):
+            faults.append(Fault(path="balancing.weights", message="are all 0, so that nobody would answer"))
+        if not stored:
+            known = {*self.roster(tenant).entries, *self._expected, agent.id}
+            faults.extend(
+                Fault(path=path, message=f"there is no agent '{mentioned}'{_near(mentioned, known)}")
+                for instance in pool.instances
+                for path, mentioned in instance.mentions.items()
+                if mentioned not in known
+            )
+        if faults:
+            raise InvalidAgent(agent.id, tuple(faults))
+        return pool
 
     def _add(self, stored: StoredAgent, pool: Pool, fault: str | None) -> Registered:
+        pool.weigh(stored.agent.balancing.weights)
         entry = Registered(
             tenant=stored.tenant,
             agent=stored.agent,
@@ -331,11 +402,13 @@ class Registry:
                 continue
             try:
                 # What is stored was allowed when it was stored; a function that is gone since then is told as a fault.
-                kept[key] = self._add(row, await self._pool(before, row.agent, trusted=True), None)
+                kept[key] = self._add(
+                    row, await self._pool(before, row.tenant, row.agent, trusted=True, stored=True), None
+                )
             except Exception as error:  # noqa: BLE001  one agent that breaks takes no other with it
                 fault = error.detail if isinstance(error, OrchestraError) else f"raised {type(error).__name__}"
                 self._telemetry.warn("agent_offline", agent=row.agent.id, reason=fault)
-                kept[key] = self._add(row, Pool(()), fault)
+                kept[key] = self._add(row, Pool((), tenant=row.tenant), fault)
         self._entries = kept
         self._changed()
         self._revision = revision
@@ -345,6 +418,7 @@ class Registry:
         wanted = {agent.id: agent for agent in configured}
         if twice := [agent.id for agent in configured if wanted[agent.id] is not agent]:
             raise InvalidAgent(twice[0], (Fault(path="id", message="stands twice in the configuration"),))
+        self._expected = frozenset(wanted)
         for agent in wanted.values():
             before = self._entries.get((tenant, agent.id))
             origin = _digest(agent)
@@ -366,5 +440,31 @@ class Registry:
         self._changed()
 
 
+def _texts_in(value: Json) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts_in(inner)
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from _texts_in(inner)
+
+
+def _near(given: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(sorted(known))}"
+
+
 def _digest(agent: Agent) -> str:
-    return hashlib.sha256(json.dumps(dataclasses.asdict(agent), sort_keys=True).encode()).hexdigest()
+    """A digest of a definition, in which what a later release has added counts only where it is said."""
+    plain = dataclasses.asdict(agent)
+    for name in ("read_only", "balancing", "recovery"):
+        if getattr(agent, name) == getattr(_PLAIN, name):
+            del plain[name]
+    if not agent.limits.queue:
+        del plain["limits"]["queue"]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+_PLAIN = Agent(id="plain", kind="plain")

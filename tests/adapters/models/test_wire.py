@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from agent_orchestra import Agent, Orchestra
+from agent_orchestra import Agent, Orchestra, Recovery
 from agent_orchestra.bootstrap import open_from_settings
 from agent_orchestra.core.prompt import Prompt, Said, ToolResult
 from agent_orchestra.core.request import Reply, StopReason, Usage
@@ -202,7 +202,9 @@ async def test_a_whole_orchestra_records_what_was_no_answer(id_: str, tmp_path: 
     case = read_case(id_)
     kind, _, _ = ERRORS[id_]
     async with ReplayServer() as server, orchestra_at(server, tmp_path) as orchestra:
-        await orchestra.register_agent(Agent(id="recorded", kind="prompt", settings={"model": name_of(case)}))
+        once = Recovery(attempts=1)
+        agent = Agent(id="recorded", kind="prompt", settings={"model": name_of(case)}, recovery=once)
+        await orchestra.register_agent(agent)
         server.play(case)
         with pytest.raises(ModelFailed) as caught:
             await orchestra.process_request("hi", agent_id="recorded", idempotency_key="once")

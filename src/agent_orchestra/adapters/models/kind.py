@@ -150,7 +150,7 @@ def _has_mcp() -> bool:
 
 
 class VendorModels:
-    """Conforms to :class:`Models`."""
+    """Conforms to :class:`Models` and :class:`Vendors`."""
 
     def __init__(self, providers: Providers) -> None:
         self._providers = providers
@@ -173,3 +173,7 @@ class VendorModels:
 
     async def check(self, *, fresh: bool = False) -> Sequence[ProviderStatus]:
         return await self._providers.check(fresh=fresh)
+
+    def known(self) -> Sequence[ProviderStatus]:
+        """As :meth:`Vendors.known`."""
+        return self._providers.known()

@@ -137,6 +137,12 @@ class Provider:
             # What calls have failed with since then is known without asking anybody.
             return dataclasses.replace(self._checked[1], last_error=self._check_error or self.last_error)
 
+    def known(self) -> ProviderStatus | None:
+        """What the last check has found, and calls since then; none where there was none."""
+        if self._checked is None:
+            return None
+        return dataclasses.replace(self._checked[1], last_error=self._check_error or self.last_error)
+
     async def _asked(self) -> ProviderStatus:
         installed = self.vendor.installed()
         configured = self.has_key and (self.vendor.needs_key or self.config.base_url is not None)
@@ -200,6 +206,9 @@ class Providers:
 
     async def check(self, *, fresh: bool = False) -> Sequence[ProviderStatus]:
         return await asyncio.gather(*(provider.status(fresh=fresh) for provider in self._providers.values()))
+
+    def known(self) -> Sequence[ProviderStatus]:
+        return [status for provider in self._providers.values() if (status := provider.known()) is not None]
 
     async def close(self) -> None:
         """Closes the connections that are open."""

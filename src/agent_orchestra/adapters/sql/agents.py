@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -13,7 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from agent_orchestra.adapters.sql import tables
 from agent_orchestra.adapters.sql.database import Database
 from agent_orchestra.adapters.sql.events import tell
-from agent_orchestra.core.agent import Agent, Limits, Role
+from agent_orchestra.core.agent import Agent, Balancing, Limits, Role
+from agent_orchestra.core.balancing import Algorithm
+from agent_orchestra.core.resilience import Action, Recovery
 from agent_orchestra.errors import AgentExists, AgentNotFound
 from agent_orchestra.runtime.registry import Source, StoredAgent
 
@@ -101,10 +103,19 @@ def _agent_of(definition: dict[str, Any]) -> Agent:
         fields[name] = tuple(fields.get(name, ()))
     role = fields.get("role")
     fields["role"] = Role(role) if role in set(Role) else Role.WORKER
-    fields["limits"] = Limits(**_known(Limits, cast("dict[str, Any]", fields.get("limits", {}))))
+    for name, kind in (("limits", Limits), ("balancing", Balancing), ("recovery", Recovery)):
+        fields[name] = kind(**_known(kind, fields.get(name, {})))
     return Agent(**fields)
 
 
-def _known(kind: type[Agent | Limits], given: dict[str, Any]) -> dict[str, Any]:
+def _known(kind: type[Agent | Limits | Balancing | Recovery], given: dict[str, Any]) -> dict[str, Any]:
+    """What this release knows of what is stored; a choice that it does not know is as if nothing had been said."""
     names = {field.name for field in dataclasses.fields(kind)}
-    return {name: value for name, value in given.items() if name in names}
+    known = {name: value for name, value in given.items() if name in names}
+    if "algorithm" in known:
+        known["algorithm"] = Algorithm(known["algorithm"]) if known["algorithm"] in set(Algorithm) else None
+    if "actions" in known:
+        known["actions"] = {code: Action(action) for code, action in known["actions"].items() if action in set(Action)}
+    if "exhausted" in known:
+        known["exhausted"] = Action(known["exhausted"]) if known["exhausted"] in set(Action) else Action.ABORT
+    return known

@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar, cast
 
-from sqlalchemy import bindparam, exists, insert, null, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, exists, insert, null, or_, select, update
 
 from agent_orchestra.adapters.sql import tables
 from agent_orchestra.adapters.sql.rows import conversation_columns, conversation_of, message_columns, message_of
 from agent_orchestra.adapters.sql.scripts import Params, Prepare, Rows, Script, Statement, decode, encode
+from agent_orchestra.core.attempt import Attempt, attempt_json, attempt_of
+from agent_orchestra.core.coordination import coordination_of
 from agent_orchestra.core.request import (
     Answer,
-    Attempt,
     Failure,
     Generation,
     Record,
@@ -23,7 +24,6 @@ from agent_orchestra.core.request import (
     StopReason,
     ToolCall,
     Usage,
-    attempt_json,
     reply_json,
 )
 from agent_orchestra.core.routing import route_json, route_of
@@ -40,12 +40,13 @@ from agent_orchestra.runtime.clock import new_id, now_ms
 from agent_orchestra.runtime.conversations import busy
 from agent_orchestra.runtime.dispatcher import Accepted, Loaded
 
-__all__ = ["Scripts", "SqlRunLog"]
+__all__ = ["Scripts", "SqlRunLog", "conversation_missing", "failure_of", "holding", "outcome_of"]
 
 T = TypeVar("T")
 
 _requests, _conversations, _messages, _events = tables.requests, tables.conversations, tables.messages, tables.events
 _PREFIX = "by_"
+_EVENTS = {RequestStatus.CANCELLED: "request.cancelled", RequestStatus.ESCALATED: "request.escalated"}
 
 
 class Scripts(Protocol):
@@ -63,16 +64,21 @@ def _by(name: str) -> Any:
     return cast("Any", bindparam(_PREFIX + name))
 
 
+def holding(now: Any) -> ColumnElement[bool]:
+    """That a living request holds the conversation of the row; ``now`` is a time, or a parameter for one."""
+    return exists().where(
+        _requests.c.tenant == _conversations.c.tenant,
+        _requests.c.id == _conversations.c.turn,
+        _requests.c.status == RequestStatus.RUNNING.value,
+        _requests.c.lease_until_ms > now,
+    )
+
+
 class _Statements:
     """Every statement of this file, compiled once."""
 
     def __init__(self, prepare: Prepare) -> None:
-        held = exists().where(
-            _requests.c.tenant == _conversations.c.tenant,
-            _requests.c.id == _conversations.c.turn,
-            _requests.c.status == RequestStatus.RUNNING,
-            _requests.c.lease_until_ms > _by("now"),
-        )
+        held = holding(_by("now"))
         mine = (_conversations.c.tenant == _by("tenant"), _conversations.c.id == _by("id"))
         running = (_requests.c.tenant == _by("tenant"), _requests.c.id == _by("id"))
         self.conversation = prepare(select(*conversation_columns).where(*mine))
@@ -315,8 +321,8 @@ class SqlRunLog:
         mine: Params = {"by_tenant": tenant, "by_id": conversation_id, "by_turn": request_id, "updated_ms": now}
         if isinstance(end, Failure):
             yield self._sql.free, mine
-            event = "request.cancelled" if status is RequestStatus.CANCELLED else "request.failed"
-            return (yield from self._end(tenant, request_id, status, _failure_json(end), None, event))
+            event = _EVENTS.get(status, "request.failed")
+            return (yield from self._end(tenant, request_id, status, outcome_of(end), None, event))
         rows = yield self._sql.say_and_free, {**mine, "active_agent": end.agent}
         if not rows:
             # Its lease ran out and its turn went to another: what it has to say comes too late.
@@ -326,7 +332,7 @@ class SqlRunLog:
             )
             return False
         seq = cast("int", rows[0][0])
-        ended = yield from self._end(tenant, request_id, status, _answer_json(end), seq, "request.completed")
+        ended = yield from self._end(tenant, request_id, status, outcome_of(end), seq, "request.completed")
         if not ended:
             raise Interrupted("the request was ended by another process")
         yield (
@@ -370,6 +376,8 @@ class SqlRunLog:
         if rows:
             told: dict[str, object] = {"conversation_id": rows[0][0], "status": status}
             told |= {"code": outcome["code"]} if "code" in outcome else {"seq": answer_seq}
+            if status is RequestStatus.ESCALATED:
+                told |= cast("Mapping[str, object]", outcome["data"])
             yield self._event(tenant, event, request_id, told, now)
         return bool(rows)
 
@@ -420,15 +428,14 @@ def conversation_missing(conversation_id: str) -> ConversationNotFound:
     return ConversationNotFound(f"there is no conversation '{conversation_id}'; leave it out to begin a new one")
 
 
-def _answer_json(answer: Answer) -> Mapping[str, object]:
+def outcome_of(end: Answer | Failure) -> Mapping[str, object]:
+    """The end of a request as its row keeps it."""
+    told = {"timings": dict(end.timings), "attempts": [attempt_json(attempt) for attempt in end.attempts]}
+    if isinstance(end, Failure):
+        return {"code": end.code, "detail": end.detail, "data": dict(end.data), "output": end.output, **told}
     # The output is the agent's message: it is not stored twice.
-    reply = {name: value for name, value in reply_json(answer.reply).items() if name != "output"}
-    return {
-        "instance": answer.instance,
-        "reply": reply,
-        "timings": answer.timings,
-        "attempts": [attempt_json(attempt) for attempt in answer.attempts],
-    }
+    reply = {name: value for name, value in reply_json(end.reply).items() if name != "output"}
+    return {"agent": end.agent, "instance": end.instance, "reply": reply, **told}
 
 
 def _reply_of(outcome: Mapping[str, Any], output: str) -> Reply:
@@ -447,22 +454,29 @@ def _reply_of(outcome: Mapping[str, Any], output: str) -> Reply:
         tool_calls=tuple(ToolCall(**call) for call in stored["tool_calls"]),
         usage=Usage(**stored["usage"]),
         generation=generation,
+        # Not there in what was recorded before agents worked together.
+        coordination=coordination_of(told) if (told := stored.get("coordination")) is not None else None,
     )
 
 
-def _failure_json(failure: Failure) -> Mapping[str, object]:
-    return {
-        "code": failure.code,
-        "detail": failure.detail,
-        "data": failure.data,
-        "output": failure.output,
-        "timings": failure.timings,
-        "attempts": [attempt_json(attempt) for attempt in failure.attempts],
-    }
-
-
 def _failure_json_of(error: Interrupted | Superseded) -> Mapping[str, object]:
-    return _failure_json(Failure(code=error.code, detail=error.detail))
+    return outcome_of(Failure(code=error.code, detail=error.detail))
+
+
+def failure_of(outcome: Mapping[str, Any]) -> Failure:
+    """The failure that a row keeps."""
+    return Failure(
+        code=outcome["code"],
+        detail=outcome["detail"],
+        data=outcome["data"],
+        output=outcome["output"],
+        timings=outcome["timings"],
+        attempts=_attempts_of(outcome),
+    )
+
+
+def _attempts_of(outcome: Mapping[str, Any]) -> tuple[Attempt, ...]:
+    return tuple(map(attempt_of, outcome["attempts"]))
 
 
 def _record_of(row: tuple[object, ...]) -> Record:
@@ -473,41 +487,30 @@ def _record_of(row: tuple[object, ...]) -> Record:
     outcome = cast("dict[str, Any] | None", decode(outcome_))
     end: Answer | Failure | None = None
     if outcome is not None:
-        attempts = tuple(
-            Attempt(
-                agent_id=attempt["agent"],
-                instance_id=attempt["instance"],
-                duration_ms=attempt["duration_ms"],
-                error=attempt["error"],
-            )
-            for attempt in outcome["attempts"]
-        )
         if status == RequestStatus.SUCCEEDED:
             end = Answer(
                 request_id=request_id,
                 conversation_id=conversation_id,
-                agent=route.primary.agent_id,
+                # The first releases kept neither: the first agent of the route was the only one that was asked.
+                agent=outcome.get("agent", route.primary.agent_id),
                 instance=outcome.get("instance", instance_id),
                 route=route,
                 reply=_reply_of(outcome, content or ""),
                 timings=outcome["timings"],
-                attempts=attempts,
+                attempts=_attempts_of(outcome),
             )
         else:
-            end = Failure(
-                code=outcome["code"],
-                detail=outcome["detail"],
-                data=outcome["data"],
-                output=outcome["output"],
-                timings=outcome["timings"],
-                attempts=attempts,
-            )
+            end = failure_of(outcome)
+    if isinstance(end, Answer):
+        instance_id = end.instance
+    elif end is not None and end.attempts:
+        instance_id = end.attempts[-1].instance_id or instance_id
     return Record(
         request_id=request_id,
         conversation_id=conversation_id,
         fingerprint=print_,
         status=RequestStatus(status),
         route=route,
-        instance_id=end.attempts[-1].instance_id if end and end.attempts else instance_id,
+        instance_id=instance_id,
         end=end,
     )

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 #: The newest migration. A constant, so that a start on a current database need not import Alembic.
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 VERSION_TABLE: Final = "orchestra_schema_version"
 
 metadata = MetaData(
@@ -130,6 +130,13 @@ requests = Table(
         "lease_until_ms",
         sqlite_where=text("status = 'RUNNING'"),
         postgresql_where=text("status = 'RUNNING'"),
+    ),
+    Index(
+        "ix_requests_escalated",
+        "tenant",
+        "id",
+        sqlite_where=text("status = 'ESCALATED'"),
+        postgresql_where=text("status = 'ESCALATED'"),
     ),
 )
 
