@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .boot/bin/uv)
 RUN := $(UV) run --frozen
 PYTHON ?= python3
 
-.PHONY: demo test check format bench docs lock clean setup
+.PHONY: demo test check format chaos bench docs lock clean setup
 
 demo: setup  ## Starts the real service, asks it, stops it, and shows that it remembers.
 	@$(RUN) python examples/demo.py
@@ -22,6 +22,9 @@ check: setup  ## Format, lint, layers, types, and the fast tests (SQLite only): 
 format: setup  ## Formats, and mends what can be mended by itself.
 	@$(RUN) ruff format .
 	@$(RUN) ruff check --fix .
+
+chaos: setup  ## Breaks instances in every way, and prints what that cost: about five minutes.
+	@$(RUN) python -m tests.chaos
 
 bench: setup  ## Measures, against rivals in the same run, and prints tables.
 	@$(UV) run --frozen --group bench python -m benchmarks
