@@ -19,7 +19,8 @@ from agent_orchestra.core.balancing import Algorithm
 from agent_orchestra.core.breaker import BreakerPolicy
 from agent_orchestra.core.request import Reply
 from agent_orchestra.runtime.executor import Call, Emit, Executor, Instance, Pool
-from agent_orchestra.runtime.instances import Dispatching, Place, Unobserved
+from agent_orchestra.runtime.instances import Dispatching, Unobserved
+from agent_orchestra.runtime.pool import Place
 from benchmarks.service import QUESTION
 
 __all__ = ["executed", "prompts", "selecting"]

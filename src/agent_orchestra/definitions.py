@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
@@ -22,6 +21,7 @@ from agent_orchestra.core.agent import (
     Balancing,
     Limits,
     Role,
+    unknown,
 )
 from agent_orchestra.core.balancing import Algorithm
 from agent_orchestra.core.resilience import MOST_ATTEMPTS, Action, Recovery
@@ -65,9 +65,7 @@ def choice(kind: type[StrEnum]) -> BeforeValidator:
     def nearest(given: object) -> object:
         if not isinstance(given, str) or given in set(kind):
             return given
-        near = difflib.get_close_matches(given, list(kind), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(kind)}"
-        raise PydanticCustomError("choice", "there is no '{given}'; {hint}", {"given": given, "hint": hint})
+        raise PydanticCustomError("choice", "{message}", {"message": unknown(given, kind)})
 
     return BeforeValidator(nearest)
 

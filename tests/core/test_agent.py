@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -284,6 +285,22 @@ def test_status(
 ) -> None:
     now = status(enabled=enabled, instances=instances, healthy=healthy, in_flight=in_flight, failures_in_row=failures)
     assert now is expected
+
+
+def test_a_choice_may_be_given_by_its_name_and_one_that_is_none_is_told_with_the_nearest() -> None:
+    named: Any = {"algorithm": "peak_ewma"}
+    assert Balancing(**named).algorithm is Algorithm.PEAK_EWMA
+    by_name: Any = {"actions": {"*": "retry"}, "exhausted": "escalate"}
+    recovery = Recovery(**by_name)
+    assert recovery.actions["*"] is Action.RETRY
+    assert recovery.exhausted is Action.ESCALATE
+    wrong: Any = {"algorithm": "peak_ewm"}
+    actions: Any = {"actions": {"*": "retyr"}}
+    agent = Agent(id="a", kind="x", balancing=Balancing(**wrong), recovery=Recovery(**actions))
+    assert [str(fault) for fault in check(agent)] == [
+        "balancing.algorithm: there is no 'peak_ewm'; did you mean 'peak_ewma'?",
+        "recovery.actions.*: there is no 'retyr'; did you mean 'retry'?",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -425,6 +425,14 @@ REFUSED: list[tuple[JsonObject, str]] = [
         {"strategy": "sequential", "agents": ["first", {"agent": "b", "when": "results.frist.value == 1"}]},
         "agents.1.when: 'results' has no 'frist' here; did you mean results.first?",
     ),
+    (
+        {"strategy": "sequential", "agents": ["a", {"agent": "b", "when": "results.a.sucess"}]},
+        "agents.1.when: 'results.a' has no 'sucess' here",
+    ),
+    (
+        {"strategy": "sequential", "agents": ["a", {"agent": "b", "when": "results['a'].statis == 'FAILED'"}]},
+        "agents.1.when: 'results.a' has no 'statis' here; did you mean results.a.status?",
+    ),
     ({"agents": ["a"], "route": "'a'"}, "route: is for 'conditional' only, not for 'parallel'"),
     ({"agents": ["a"], "strategy": "conditional"}, "route: 'conditional' needs one router"),
     (

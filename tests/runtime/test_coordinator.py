@@ -178,6 +178,16 @@ async def test_no_member_has_more_time_than_the_request() -> None:
     assert (await Parts(a=says("x")).run(made(["a"]), seconds=None)).output == "x"
 
 
+async def test_one_that_never_ends_leaves_the_others_the_time_to_be_told() -> None:
+    async def never(_: str) -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    async with asyncio.timeout(1.0):
+        reply = await Parts(slow=never, quick=says("done")).run(made(["slow", "quick"]), seconds=1.0)
+    assert (reply.output, statuses(reply)) == ("done", {"slow": "FA", "quick": "SU"})
+
+
 async def test_when_the_request_is_cancelled_so_are_all_members() -> None:
     gates = {"a": Gate(), "b": Gate()}
     parts = Parts(**gates)

@@ -30,7 +30,8 @@ from agent_orchestra.errors import (
     Superseded,
 )
 from agent_orchestra.runtime.executor import Call, Emit, Executor, Line, Outcome
-from agent_orchestra.runtime.instances import Dispatching, Instance, Pool
+from agent_orchestra.runtime.instances import Dispatching, Instance
+from agent_orchestra.runtime.pool import Pool
 from tests.runtime.parts import Gate, opened
 from tests.runtime.parts import held as held_turns
 from tests.services.waiting import wait_until
@@ -523,6 +524,44 @@ async def test_a_person_is_asked_when_all_is_exhausted_and_not_before() -> None:
     assert (output(outcome), outcome.escalated) == ("better", False)
     outcome = await ask(executor(), [(agent(recovery=LAST), fleet(Script(DOWN)))])
     assert (outcome.escalated, tried(outcome)) == (True, ["a/i0: retry", "a/i0: escalate"])
+
+
+async def test_what_is_for_a_person_does_not_speak_against_who_says_so() -> None:
+    policy = Recovery(actions={"agent_failed.Limit": Action.ESCALATE})
+    where = fleet(Script(AgentFailed("no", cause="Limit")))
+    runner, who = executor(breaker=BreakerPolicy(failures=2)), agent(recovery=policy)
+    for _ in range(5):
+        assert (await ask(runner, [(who, where)])).escalated
+    assert where.instances[0].breaker.state is BreakerState.CLOSED
+    assert where.instances[0].window.success_rate == 1.0
+
+
+@pytest.mark.parametrize(("actions", "escalated"), [({}, True), ({"agent_failed": Action.ABORT}, False)])
+async def test_a_person_is_asked_too_for_what_the_policy_is_silent_about(
+    actions: Mapping[str, Action], escalated: bool
+) -> None:
+    policy = Recovery(actions=actions, exhausted=Action.ESCALATE)
+    outcome = await ask(executor(), [(agent(recovery=policy), fleet(Script(AgentFailed("no", cause="X"))))])
+    assert outcome.escalated == escalated
+
+
+async def test_a_request_that_finds_nobody_to_call_is_for_a_person_too(tmp_path: Path) -> None:
+    async with opened(tmp_path, dispatching=Dispatching(breaker=BreakerPolicy(failures=1, rest=60.0))) as parts:
+
+        async def breaks(_: str) -> str:
+            raise ValueError
+
+        policy = Recovery(attempts=1, exhausted=Action.ESCALATE)
+        await parts.orchestra.register_agent(Agent(id="frail", kind="function", recovery=policy), breaks)
+        for cause in ("agent_failed", "agent_unavailable"):
+            with pytest.raises(Escalated) as caught:
+                await parts.orchestra.process_request("x", agent_id="frail")
+            assert caught.value.data["cause"] == cause
+        first, second = await parts.orchestra.escalations.find(tenant="default")
+        assert [attempt.instance_id for attempt in first.failure.attempts] == ["in-process"]
+        assert [attempt.instance_id for attempt in second.failure.attempts] == [""]
+        assert "in a row" in second.failure.attempts[0].reason
+        await parts.orchestra.escalations.answer(second.request_id, "yes", tenant="default")
 
 
 async def test_a_person_is_asked_too_when_the_breaker_has_opened_meanwhile() -> None:

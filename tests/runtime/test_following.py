@@ -13,8 +13,8 @@ from agent_orchestra.core.routing import Candidate, Route, Stage
 from agent_orchestra.core.stream import END, StreamEvent, StreamEventType, completed, delta, routed, started
 from agent_orchestra.core.stream import failed as failed_event
 from agent_orchestra.errors import RequestNotFound, RunFailed, StreamMismatch
-from agent_orchestra.runtime.dispatcher import Running
 from agent_orchestra.runtime.orchestra import make_request
+from agent_orchestra.runtime.running import Running
 from tests.runtime.parts import Parts, opened, text_of, types_of
 from tests.services.waiting import wait_until
 

@@ -18,7 +18,8 @@ from agent_orchestra.core.balancing import Algorithm
 from agent_orchestra.core.breaker import BreakerPolicy, BreakerState
 from agent_orchestra.core.request import Reply
 from agent_orchestra.runtime.executor import Call, Emit
-from agent_orchestra.runtime.instances import Change, Dispatching, Instance, Place, Pool
+from agent_orchestra.runtime.instances import Change, Dispatching, Instance
+from agent_orchestra.runtime.pool import Place, Pool
 from tests.services.waiting import wait_until
 
 REST = 10.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -34,6 +34,7 @@ __all__ = [
     "matches",
     "status",
     "system_health",
+    "unknown",
 ]
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -101,6 +102,11 @@ class Balancing:
     weights: Mapping[str, float] = field(default_factory=dict[str, float])
     sticky: bool = False
 
+    def __post_init__(self) -> None:
+        # Its name will do; one that is none is told by :func:`check`.
+        if self.algorithm in set(Algorithm):
+            object.__setattr__(self, "algorithm", Algorithm(self.algorithm))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
@@ -156,6 +162,12 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def unknown(given: str, choices: Iterable[str]) -> str:
+    """The sentence for a choice that is none, with the nearest one that is."""
+    near = difflib.get_close_matches(given, list(choices), n=1)
+    return f"there is no '{given}'; " + (f"did you mean '{near[0]}'?" if near else f"known are {', '.join(choices)}")
+
+
 def check(agent: Agent) -> tuple[Fault, ...]:
     """All that is wrong with a definition, whatever its kind; empty when it is valid."""
     return tuple(_faults(agent))
@@ -208,6 +220,8 @@ def _faults(agent: Agent) -> Iterator[Fault]:
 
 
 def _faults_in_balancing(balancing: Balancing) -> Iterator[Fault]:
+    if balancing.algorithm is not None and balancing.algorithm not in set(Algorithm):
+        yield Fault(path="balancing.algorithm", message=unknown(str(balancing.algorithm), Algorithm))
     weights = balancing.weights
     for instance, weight in weights.items():
         if not 0 <= weight <= MAX_WEIGHT:
@@ -228,6 +242,9 @@ def _faults_in_recovery(agent: Agent) -> Iterator[Fault]:
         yield Fault(path="recovery.base", message=f"must not exceed recovery.cap, which is {recovery.cap:g}")
     if recovery.exhausted not in (Action.ABORT, Action.ESCALATE):
         yield Fault(path="recovery.exhausted", message="must be 'abort' or 'escalate'")
+    for code, action in recovery.actions.items():
+        if action not in set(Action):
+            yield Fault(path=f"recovery.actions.{code}", message=unknown(str(action), Action))
     known = by_code(RunFailed)
     for code in recovery.actions:
         # ``agent_failed.ValueError`` names what the agent's own code raised.

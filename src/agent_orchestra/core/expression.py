@@ -22,12 +22,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import pairwise
-from typing import Final, cast
+from typing import Final, TypeAlias, cast
 
 from agent_orchestra.core.values import Json, JsonObject, cleaned
 from agent_orchestra.errors import ExpressionFailed
 
-__all__ = ["MAX_CHARS", "Expression", "NotAnExpressionError", "compile"]
+__all__ = ["MAX_CHARS", "Expression", "Fields", "NotAnExpressionError", "compile"]
+
+#: The fields that a name has, and those of each where they are known too; none where any may be there.
+Fields: TypeAlias = Mapping[str, Collection[str]] | Collection[str] | None
 
 MAX_CHARS: Final = 2_000
 
@@ -202,8 +205,8 @@ class _Size:
         self.longest = max(self.longest, entries)
 
 
-def compile(text: str, names: Mapping[str, Collection[str] | None]) -> Expression:  # noqa: A001  expression.compile
-    """An expression over these names. Of a name the fields may be given that it has; none admits any.
+def compile(text: str, names: Mapping[str, Fields]) -> Expression:  # noqa: A001  expression.compile
+    """An expression over these names. Of a name the fields may be given that it has, and theirs; none admits any.
 
     Raises :class:`NotAnExpressionError` for a text that does not compile, that uses a name, a field or a function
     that is not there (with the nearest that is), or that could take longer than any condition should.
@@ -213,10 +216,15 @@ def compile(text: str, names: Mapping[str, Collection[str] | None]) -> Expressio
     program, _ = _compiled(text)
     tokens = _tokens(text)
     bound = set(_bound_names(tokens))
-    for name, field in _fields(tokens):
-        known = names.get(name)
-        if known is not None and name not in bound and field not in known:
-            raise NotAnExpressionError(f"'{name}' has no '{field}' here; {_nearest(field, known, of=name)}")
+    for name, path in _fields(tokens):
+        known: Fields = names.get(name) if name not in bound else None
+        for field in path:
+            if known is None:
+                break
+            if field not in known:
+                raise NotAnExpressionError(f"'{name}' has no '{field}' here; {_nearest(field, known, of=name)}")
+            name = f"{name}.{field}"  # noqa: PLW2901
+            known = cast("Mapping[str, Collection[str]]", known)[field] if isinstance(known, Mapping) else None
     for name in program.variables():
         if name not in names and name not in bound and name not in _TYPES:
             raise NotAnExpressionError(f"there is no '{name}' here; {_nearest(name, names)}")
@@ -348,17 +356,27 @@ def _loops(tokens: Sequence[_Token]) -> Iterator[int]:
             yield number
 
 
-def _fields(tokens: Sequence[_Token]) -> Iterator[tuple[str, str]]:
-    """The fields that are taken of names, as ``name.field`` or ``name['field']``."""
+def _fields(tokens: Sequence[_Token]) -> Iterator[tuple[str, list[str]]]:
+    """The fields that are taken of names, and of these, as ``name.field`` or ``name['field']``."""
     for number, token in enumerate(tokens):
-        if token.kind != "name" or (number and tokens[number - 1].is_sign(".")):
-            continue
-        mark, field = (*tokens[number + 1 : number + 3], _Token("", ""), _Token("", ""))[:2]
-        if mark.is_sign(".") and field.kind == "name":
-            if not tokens[number + 3 : number + 4] or not tokens[number + 3].is_sign("("):
-                yield token.text, field.text
-        elif mark.is_sign("[") and field.kind == "plain" and "\\" not in field.text and field.text[0] in "'\"":
-            yield token.text, field.text[1:-1]
+        if token.kind == "name" and not (number and tokens[number - 1].is_sign(".")):
+            path: list[str] = []
+            place = number + 1
+            while (step := _field(tokens, place)) is not None:
+                path.append(step[0])
+                place = step[1]
+            if path:
+                yield token.text, path
+
+
+def _field(tokens: Sequence[_Token], place: int) -> tuple[str, int] | None:
+    """The field that is taken at a place, and where what follows begins; none where none is."""
+    mark, field, after = (*tokens[place : place + 3], *[_Token("", "")] * 3)[:3]
+    if mark.is_sign(".") and field.kind == "name":
+        return None if after.is_sign("(") else (field.text, place + 2)
+    if mark.is_sign("[") and field.kind == "plain" and "\\" not in field.text and field.text[0] in "'\"":
+        return field.text[1:-1], place + 3
+    return None
 
 
 def _nearest(name: str, known: Collection[str], *, of: str = "") -> str:

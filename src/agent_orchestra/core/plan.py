@@ -269,12 +269,13 @@ def _faults_in_conditions(plan: Plan, at: str) -> Iterator[Fault]:
             ended = order[: order.index(member.id)]
         else:
             ended = [other for other in order if other != member.id]
-        yield from _faults_in(f"{at}agents.{number}.when", member.when, {"results": ended})
+        names = {"results": dict.fromkeys(ended, RESULT_FIELDS)}
+        yield from _faults_in(f"{at}agents.{number}.when", member.when, names)
     yield from _faults_in(f"{at}score", plan.score, {"result": RESULT_FIELDS})
     yield from _faults_in(f"{at}route", plan.route, {})
 
 
-def _faults_in(path: str, text: str | None, names: Mapping[str, Collection[str] | None]) -> Iterator[Fault]:
+def _faults_in(path: str, text: str | None, names: Mapping[str, expression.Fields]) -> Iterator[Fault]:
     if text is not None:
         try:
             expression.compile(text, {"input": None, "context": None, **names})

@@ -102,6 +102,13 @@ class Recovery:
     exhausted: Action = Action.ABORT
     hedge: bool = False
 
+    def __post_init__(self) -> None:
+        # Their names will do; one that is none is told where an agent is checked.
+        known = {code: Action(action) if action in set(Action) else action for code, action in self.actions.items()}
+        object.__setattr__(self, "actions", known)
+        if self.exhausted in set(Action):
+            object.__setattr__(self, "exhausted", Action(self.exhausted))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:

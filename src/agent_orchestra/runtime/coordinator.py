@@ -50,6 +50,9 @@ TEAM: Final = "team"
 
 _DEEPEST: Final = 8
 _LONGEST_SECONDS: Final = 86_400.0
+#: What is kept of the time, of each member's, to make one answer of what there is: this share, or so many seconds.
+_MARGIN: Final = 0.1
+_MOST_MARGIN: Final = 5.0
 #: The plans that the current task runs in, outermost first, by the ids of their agents.
 _within: ContextVar[tuple[str, ...]] = ContextVar("agent_orchestra_within", default=())
 
@@ -237,7 +240,9 @@ class _Run:
     ) -> Result:
         """How an agent ends that is given the results of others. Raises nothing but its own cancellation."""
         began = time.perf_counter()
-        seconds = max(self._ends - began, 0.0)
+        left = max(self._ends - began, 0.0)
+        # One that never ends must leave the others' results the time to be told.
+        seconds = left if result_id == SYNTHESIS else left - min(left * _MARGIN, _MOST_MARGIN)
         if timeout is not None:
             seconds = min(seconds, timeout)
         attempts: tuple[Attempt, ...] = ()

@@ -26,18 +26,20 @@ from agent_orchestra.core.request import (
     RequestStatus,
     answer_json,
 )
-from agent_orchestra.core.resilience import Recovery
+from agent_orchestra.core.resilience import Action, Recovery
 from agent_orchestra.core.routing import Candidate, Route, Stage
 from agent_orchestra.core.stream import StreamEvent
 from agent_orchestra.core.values import Json, cleaned
 from agent_orchestra.errors import (
     AgentFailed,
+    AgentUnavailable,
     ConversationBusy,
     ConversationNotFound,
     DeadlineExceeded,
     Escalated,
     IdempotencyMismatch,
     Interrupted,
+    NoInstanceAvailable,
     OrchestraError,
     RunFailed,
     SequenceConflict,
@@ -53,13 +55,14 @@ from agent_orchestra.runtime.clock import new_id, now_ms
 from agent_orchestra.runtime.conversations import ELSEWHERE_SECONDS, Turns
 from agent_orchestra.runtime.coordinator import TEAM, Coordinator, PlanBackend
 from agent_orchestra.runtime.executor import Call, Executor, Line, Outcome, Reserved
-from agent_orchestra.runtime.instances import Instance, Pool
+from agent_orchestra.runtime.instances import Instance
+from agent_orchestra.runtime.pool import Pool
 from agent_orchestra.runtime.registry import Registry, Roster
 from agent_orchestra.runtime.router import Question, Router
 from agent_orchestra.runtime.running import Running, failed, plain
 from agent_orchestra.runtime.telemetry import Stopwatch, Telemetry
 
-__all__ = ["Accepted", "Dispatcher", "Leases", "Loaded", "RunLog", "Running", "Submitted", "fingerprint"]
+__all__ = ["Accepted", "Dispatcher", "Leases", "Loaded", "RunLog", "Submitted", "fingerprint"]
 
 #: How long a running request belongs to its process without a sign of life.
 LEASE_SECONDS = 15.0
@@ -415,12 +418,12 @@ class Dispatcher:
             line = [(_TOGETHER, Pool([Instance(id=_TOGETHER.kind, backend=PlanBackend(self._coordinator, plan))]))]
         with running.interruptible():
             seconds = deadline - asyncio.get_running_loop().time()
-            reserved = await self._executor.reserve(line, stick=conversation.id, seconds=seconds)
+            reserved, refusal = await self._reserved(line, conversation, seconds)
         call = Call(
             request_id=request.id,
             conversation_id=conversation.id,
             tenant=request.tenant,
-            agent=reserved.place.agent,
+            agent=reserved.place.agent if reserved is not None else line[0][0],
             content=request.content,
             attachments=request.attachments,
             streamed=request.streamed,
@@ -428,7 +431,20 @@ class Dispatcher:
             context={**conversation.context, **request.context},
             user_id=request.user_id or conversation.user_id,
         )
-        return _Place(call=call, route=route, reserved=reserved, plan=plan)
+        return _Place(call=call, route=route, reserved=reserved, refusal=refusal, plan=plan)
+
+    async def _reserved(
+        self, line: Line, conversation: Conversation, seconds: float
+    ) -> tuple[Reserved | None, NoInstanceAvailable | None]:
+        """A place, or why there is none where a person is to answer then. Raises :class:`NoInstanceAvailable`."""
+        try:
+            return await self._executor.reserve(line, stick=conversation.id, seconds=seconds), None
+        except NoInstanceAvailable as refusal:
+            agent, pool = line[0]
+            # Those that are only full will have a place again: that is for the caller to wait for, not for a person.
+            if agent.recovery.exhausted is not Action.ESCALATE or pool.usable(time.perf_counter()):
+                raise
+            return None, refusal
 
     def _plan(self, request: Request, route: Route) -> Plan | None:
         """How several agents work on a request, where several do: as it asks, or as a model said that it needs."""
@@ -469,7 +485,7 @@ class Dispatcher:
             accepted = before is None
             return before
         finally:
-            if not accepted:
+            if not accepted and place.reserved is not None:
                 self._executor.release(place.reserved)
 
     async def _perform(
@@ -487,11 +503,14 @@ class Dispatcher:
         try:
             with running.interruptible():
                 called = True
-                outcome = await self._executor.run(
-                    place.reserved, place.call, seconds=seconds, emit=emit, attempts=attempts
-                )
+                if place.reserved is None:
+                    outcome = _uncalled(place)
+                else:
+                    outcome = await self._executor.run(
+                        place.reserved, place.call, seconds=seconds, emit=emit, attempts=attempts
+                    )
         except OrchestraError as cause:
-            if not called:
+            if not called and place.reserved is not None:
                 self._executor.release(place.reserved)
             # What refuses requests that are not on record yet ends one that has just come to it.
             error = cause if isinstance(cause, RunFailed) else _interrupted()
@@ -662,16 +681,17 @@ class _Decided:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """Where an accepted request runs."""
+    """Where an accepted request runs; without a place, ``refusal`` says why a person is to answer it."""
 
     call: Call
     route: Route
-    reserved: Reserved
+    reserved: Reserved | None
+    refusal: NoInstanceAvailable | None
     plan: Plan | None
 
     @property
     def instance_id(self) -> str:
-        return self.reserved.place.instance.id
+        return self.reserved.place.instance.id if self.reserved is not None else ""
 
 
 #: Who answers where a request is worked on by several agents. Its id is none that an agent can have.
@@ -698,6 +718,21 @@ def _speaker(plan: Plan, reply: Reply) -> str:
 
 
 _UNRECORDABLE = Failure(code=AgentFailed.code, detail="the agent's answer could not be put on record")
+
+
+def _uncalled(place: _Place) -> Outcome:
+    """How a request ends for which there was nobody to call."""
+    agent_id, refusal = place.call.agent.id, place.refusal
+    error = AgentUnavailable(refusal.detail if refusal is not None else f"agent '{agent_id}' could not be called")
+    attempt = Attempt(
+        agent_id=agent_id,
+        instance_id="",
+        duration_ms=0.0,
+        error=error.code,
+        decision=Action.ESCALATE.value,
+        reason=error.detail,
+    )
+    return Outcome(reply=None, error=error, told="", attempts=(attempt,), agent_id=agent_id, escalated=True)
 
 
 def _escalated(error: RunFailed, outcome: Outcome) -> Escalated:

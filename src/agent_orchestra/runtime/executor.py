@@ -17,9 +17,11 @@ from agent_orchestra.core.agent import Agent
 from agent_orchestra.core.message import Attachment, Message
 from agent_orchestra.core.request import Attempt, Reply
 from agent_orchestra.core.resilience import Abort, Action, Decision, Escalate, HandOver, Reassign, Retry, Situation
-from agent_orchestra.core.values import Json, JsonObject, cleaned, faults_in
+from agent_orchestra.core.values import JsonObject
 from agent_orchestra.errors import AgentFailed, AgentUnavailable, DeadlineExceeded, NoInstanceAvailable, RunFailed
-from agent_orchestra.runtime.instances import Change, Dispatching, Instance, Observer, Place, Pool
+from agent_orchestra.runtime.instances import Change, Dispatching, Instance, Observer
+from agent_orchestra.runtime.pool import Place, Pool
+from agent_orchestra.runtime.telling import Teller, Voice, judged
 
 __all__ = ["Backend", "Call", "Emit", "Executor", "Instance", "Line", "Outcome", "Pool", "Reserved"]
 
@@ -159,7 +161,7 @@ class Executor:
         characters before it. An instance that does not end when its time is over is left behind; it keeps its place
         until it ends, so that runaways cannot pile up. ``attempts`` is filled as they are made, for who cancels it.
         """
-        run = _Run(reserved, call, time.perf_counter(), seconds, _Teller(emit, self._max_output_chars))
+        run = _Run(reserved, call, time.perf_counter(), seconds, Teller(emit, self._max_output_chars))
         if attempts is not None:
             attempts += run.attempts
             run.attempts = attempts
@@ -304,7 +306,7 @@ class Executor:
         return self._settled(run, first)
 
     def _started(self, run: _Run, place: Place, seconds: float, *, hedge: bool = False) -> _Calling:
-        voice = _Voice(run.teller)
+        voice = Voice(run.teller)
         task = asyncio.create_task(place.instance.backend.run(dataclasses.replace(run.call, seconds=seconds), voice))
         self._calls.add(task)
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -368,32 +370,32 @@ class Executor:
     async def _faster(self, run: _Run, first: _Calling, second: _Calling) -> tuple[Reply | None, RunFailed | None]:
         """The first good answer of two calls, the other is cancelled; or how the last of them failed."""
         left = [first, second]
+        # All that is known of the first one when it loses is that it had not answered by then.
+        late = second.began - first.began
         while True:
             seconds = max(first.ends - time.perf_counter(), 0.0)
             await asyncio.wait([c.task for c in left], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             for calling in [c for c in left if c.unheard]:
                 left.remove(calling)
-                self._given_up(run, calling, "the other spoke first", outrun=True)
+                self._given_up(run, calling, "the other spoke first", late if calling is first else None)
             for calling in [c for c in left if c.task.done() or c.ends <= time.perf_counter()]:
                 left.remove(calling)
                 reply, error = self._settled(run, calling)
                 if reply is not None or not left:
                     for other in left:
-                        self._given_up(run, other, "the other answered first", outrun=True)
+                        self._given_up(run, other, "the other answered first", late if other is first else None)
                     return reply, error
                 # The other goes on alone.
                 run.attempts[-1] = dataclasses.replace(
                     run.attempts[-1], decision="reassign", reason="another instance is asked already"
                 )
 
-    def _given_up(self, run: _Run, calling: _Calling, reason: str, *, outrun: bool = False) -> None:
+    def _given_up(self, run: _Run, calling: _Calling, reason: str, late: float | None = None) -> None:
+        """Cancels a call. ``late``: it takes longer than so many seconds, if that is known."""
         calling.over = calling.voice.silenced = True
         calling.task.cancel()
-        now = time.perf_counter()
-        place = calling.place
-        self._tell(
-            place, place.pool.outrun(place, now, now - calling.began) if outrun else place.pool.unsaid(place, now)
-        )
+        now, place = time.perf_counter(), calling.place
+        self._tell(place, place.pool.unsaid(place, now) if late is None else place.pool.outrun(place, now, late))
         run.attempts.append(calling.attempt(now, None, "cancelled", reason))
 
     # --- judge and settle
@@ -440,7 +442,7 @@ class Executor:
             error = AgentFailed(f"agent '{agent_id}' raised {type(raised).__name__}", cause=type(raised).__name__)
             error.__cause__ = raised
             return None, error
-        return _judged(task.result(), run.teller)
+        return judged(task.result(), run.teller)
 
     def _tell(self, place: Place, changes: Sequence[Change]) -> None:
         for instance_id, event, reason in changes:
@@ -475,7 +477,7 @@ class Executor:
 class _Run:
     """Where the request is: the agent that is asked now, what was tried of it, and who is left."""
 
-    def __init__(self, reserved: Reserved, call: Call, now: float, seconds: float, teller: _Teller) -> None:
+    def __init__(self, reserved: Reserved, call: Call, now: float, seconds: float, teller: Teller) -> None:
         self.call = call
         self.seconds = seconds
         self.deadline = now + seconds
@@ -583,7 +585,7 @@ class _Calling:
     place: Place
     task: asyncio.Task[Reply]
     ended: asyncio.Future[None]
-    voice: _Voice
+    voice: Voice
     began: float
     seconds: float
     hedge: bool
@@ -613,48 +615,6 @@ class _Calling:
         )
 
 
-class _Teller:
-    """Passes on what an instance tells, until its time is over or it has told too much."""
-
-    def __init__(self, emit: Callable[[str, int], None], most: int) -> None:
-        self._emit = emit
-        self._most = most
-        self._open = True
-        self.pieces: list[str] = []
-        self.length = 0
-
-    def __call__(self, piece: str) -> None:
-        if not self._open or not piece:
-            return
-        piece = cleaned(piece)
-        if self.length + len(piece) > self._most:
-            raise _too_long(self._most)
-        self._emit(piece, self.length)
-        self.pieces.append(piece)
-        self.length += len(piece)
-
-    def close(self) -> str:
-        self._open = False
-        return "".join(self.pieces)
-
-
-class _Voice:
-    """What one instance tells; of one that was given up nothing is heard any more, whenever it ends."""
-
-    def __init__(self, teller: _Teller) -> None:
-        self._teller = teller
-        self.silenced = False
-        self.before_first_word: Callable[[], None] | None = None
-
-    def __call__(self, piece: str) -> None:
-        if self.silenced:
-            return
-        if piece and self.before_first_word is not None:
-            self.before_first_word()
-            self.before_first_word = None
-        self._teller(piece)
-
-
 def _wake(ended: asyncio.Future[None]) -> None:
     if not ended.done():
         ended.set_result(None)
@@ -670,11 +630,10 @@ def _blamed(error: RunFailed, run: _Run, calling: _Calling) -> bool:
         usual = calling.place.instance.window.quantile(0.95) or 0.0
         fair = min(run.agent.limits.timeout or math.inf, max(run.seconds / 2, _FAIR_SECONDS))
         return calling.seconds >= max(usual, fair)
+    if resilience.action_of(error, run.agent.recovery) is Action.ESCALATE:
+        # What a person is to decide is no fault of who says so.
+        return False
     return error.blamed and error.retry_after is None
-
-
-def _too_long(most: int) -> AgentFailed:
-    return AgentFailed(f"the agent's output is longer than {most} characters", cause="output_too_long")
 
 
 def _most_telling(errors: Sequence[RunFailed]) -> RunFailed:
@@ -682,22 +641,3 @@ def _most_telling(errors: Sequence[RunFailed]) -> RunFailed:
     if not errors[-1].elsewhere:
         return errors[-1]
     return min(errors, key=lambda error: (not error.retryable, error.retry_after or 0.0))
-
-
-def _judged(reply: Reply, teller: _Teller) -> tuple[Reply | None, RunFailed | None]:
-    if not teller.length:
-        try:
-            teller(reply.output)
-        except AgentFailed as error:
-            return None, error
-    told = teller.pieces[0] if len(teller.pieces) == 1 else "".join(teller.pieces)
-    if told != cleaned(reply.output):
-        return None, AgentFailed("the agent's output is not what its stream told", cause="output_mismatch")
-    # What no database takes would never come on record, and the request would never end.
-    rest: dict[str, Json] = {"value": reply.value, "usage.cost_usd": reply.usage.cost_usd}
-    for number, asked in enumerate(reply.tool_calls):
-        rest[f"tool_calls.{number}"] = [asked.id, asked.name, asked.arguments]
-    for path, given in rest.items():
-        if given is not None and (fault := next(faults_in(path, given), None)):
-            return None, AgentFailed(f"the agent's reply cannot be stored: {fault}", cause="output_not_storable")
-    return reply if told == reply.output else dataclasses.replace(reply, output=told), None
