@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
@@ -21,10 +21,10 @@ from agent_orchestra.core.agent import (
     Balancing,
     Limits,
     Role,
-    unknown,
 )
 from agent_orchestra.core.balancing import Algorithm
 from agent_orchestra.core.resilience import MOST_ATTEMPTS, Action, Recovery
+from agent_orchestra.core.values import nearest
 
 __all__ = [
     "NOT_BLANK",
@@ -56,18 +56,30 @@ def _number(given: object) -> object:
     return given
 
 
+#: What may be done last.
+_LAST: Final[JsonDict] = {"enum": [Action.ABORT.value, Action.ESCALATE.value]}
+
+
+def _last(action: Action) -> Action:
+    if action not in (Action.ABORT, Action.ESCALATE):
+        raise PydanticCustomError("choice", "must be 'abort' or 'escalate'")
+    return action
+
+
 NUMBER: Final = BeforeValidator(_number)
 
 
 def choice(kind: type[StrEnum]) -> BeforeValidator:
     """Says which choice is nearest to one that is none."""
 
-    def nearest(given: object) -> object:
+    def known(given: object) -> object:
         if not isinstance(given, str) or given in set(kind):
             return given
-        raise PydanticCustomError("choice", "{message}", {"message": unknown(given, kind)})
+        raise PydanticCustomError(
+            "choice", "{message}", {"message": f"there is no '{given}'; {nearest(given, list(kind))}"}
+        )
 
-    return BeforeValidator(nearest)
+    return BeforeValidator(known)
 
 
 Text = Annotated[str, Field(json_schema_extra=_PRINTABLE)]
@@ -121,7 +133,7 @@ class RecoveryDefinition(_Definition):
         default_factory=dict
     )
     """By the code of an error, ``agent_failed.<class>``, or ``*``; what does not stand here follows from the error."""
-    exhausted: Annotated[Literal[Action.ABORT, Action.ESCALATE], choice(Action)] = Action.ABORT
+    exhausted: Annotated[Action, choice(Action), AfterValidator(_last), Field(json_schema_extra=_LAST)] = Action.ABORT
     """What is done when nothing is left to try."""
     hedge: StrictBool = False
     """Ask a second instance when the first takes longer than 95 % of its calls did; only where ``read_only``."""

@@ -280,8 +280,13 @@ def test_what_is_no_question(folder: Path, vendor: Vendor) -> None:
 def test_a_service_tells_nobody_its_key(tmp_path: Path, vendor: Vendor) -> None:
     """A process of its own, with all that it can log, and a vendor that quotes the key."""
     agents = [
-        {"id": "agent", "kind": "prompt", "settings": {"model": MODEL}},
-        {"id": "other", "kind": "prompt", "settings": {"model": "google:gemini-2.5-flash"}},
+        {"id": "agent", "kind": "prompt", "settings": {"model": MODEL}, "recovery": {"attempts": 1}},
+        {
+            "id": "other",
+            "kind": "prompt",
+            "settings": {"model": "google:gemini-2.5-flash"},
+            "recovery": {"attempts": 1},
+        },
     ]
     settings = {
         "providers": {"openai": {"base_url": vendor.url}, "google": {"api_key": KEY, "base_url": vendor.url}},

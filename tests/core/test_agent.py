@@ -216,7 +216,7 @@ def test_an_error_that_is_no_error_is_told_with_the_nearest() -> None:
     agent = Agent(id="a", kind="x", recovery=Recovery(actions={"model_ratelimited": Action.RETRY, "zzz": Action.RETRY}))
     near, far = check(agent)
     assert near.message == "is no code of an error; did you mean 'model_rate_limited'?"
-    assert "known codes: agent_failed, " in far.message
+    assert "known: agent_failed, " in far.message
 
 
 def test_a_policy_that_would_retry_for_ever_is_told_why() -> None:

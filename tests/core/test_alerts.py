@@ -114,7 +114,7 @@ def test_a_state_changes_only_along_the_way(rule: Rule, of: list[tuple[float, fl
             Rule(name="a", metric="agents.unhelthy", above=1),
             "0.metric: there is no 'agents.unhelthy'; did you mean 'agents.unhealthy'?",
         ),
-        (Rule(name="a", metric="zzz", above=1), "0.metric: there is no 'zzz'; known are requests.in_flight, "),
+        (Rule(name="a", metric="zzz", above=1), "0.metric: there is no 'zzz'; known: requests.in_flight, "),
         (
             Rule(name="a", metric="agents.unhealthy", above=1, severity="critcal"),
             "0.severity: there is no 'critcal'; did you mean 'critical'?",

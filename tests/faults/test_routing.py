@@ -103,7 +103,10 @@ async def test_a_service_that_is_killed_while_it_learns_leaves_nobody_behind_and
             assert (await client.get("/readyz")).json()["ready"] is True
             assert (await decide(client, "cancel the lamp"))["agent"] == "lamp"
             report = await wait_for(
-                lambda: report_of(client), lambda found: bool(found["versions"]), "nothing is learned after the restart"
+                lambda: report_of(client),
+                lambda found: bool(found["versions"]),
+                "nothing is learned after the restart",
+                seconds=90,
             )
             assert report["feedback"] == 20
             assert [version["version"] for version in report["versions"]] == [1]

@@ -16,7 +16,7 @@ import pytest
 from llmock.scenarios import Delay, Fail, Match, Reply, SlowFirstToken, StreamFault
 from llmock.scenarios import StreamFaultKind as Kind
 
-from agent_orchestra import Agent, Answer, Orchestra
+from agent_orchestra import Agent, Answer, Orchestra, Recovery
 from agent_orchestra.core.request import Failure
 from agent_orchestra.core.stream import StreamEventType
 from agent_orchestra.errors import RunFailed
@@ -130,13 +130,17 @@ async def asking(llmock: Llmock, *vendors: Vendor, **more: float) -> AsyncGenera
 async def opened(urls: Mapping[str, str], *vendors: Vendor, **more: float) -> AsyncGenerator[Orchestra]:
     common: Mapping[str, Any] = {"api_key": "test", "max_wait": 0.0, **more}
     providers = {name: {**common, "base_url": url} for name, url in urls.items()}
-    async with temporary_orchestra(providers=providers) as orchestra:
+    # Many ways to break are tried one after the other; what becomes of an instance then is dispatch's.
+    unbroken = {"circuit_breaker": {"enabled": False}}
+    async with temporary_orchestra(providers=providers, orchestrator=unbroken) as orchestra:
         await has(orchestra, "agent", *(vendor.model for vendor in vendors))
         yield orchestra
 
 
 async def has(orchestra: Orchestra, agent_id: str, *models: str) -> None:
-    await orchestra.register_agent(Agent(id=agent_id, kind="prompt", settings={"models": list(models)}))
+    # Each model is asked once: what a pause may mend is dispatch's, and tested there.
+    once = Recovery(attempts=1)
+    await orchestra.register_agent(Agent(id=agent_id, kind="prompt", settings={"models": list(models)}, recovery=once))
 
 
 async def statuses(llmock: Llmock) -> Sequence[tuple[str, int]]:

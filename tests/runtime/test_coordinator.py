@@ -418,7 +418,7 @@ async def test_agents_that_are_not_there_are_refused_with_the_nearest() -> None:
         parts.coordinator.check(made(["search", "serch"], aggregate="synthesis", synthesizer="qqq"), "default")
     assert caught.value.faults == (
         Fault(path="agents.1", message="there is no agent 'serch'; did you mean 'search'?"),
-        Fault(path="synthesizer", message="there is no agent 'qqq'"),
+        Fault(path="synthesizer", message="there is no agent 'qqq'; known: search, write"),
     )
 
 

@@ -1043,11 +1043,18 @@ async def test_when_both_are_late_there_is_one_end() -> None:
     await emptied(where)
 
 
-async def test_to_ask_twice_costs_of_the_budget() -> None:
-    first, second = Script(None), Script("unasked")
+async def test_only_so_many_calls_are_made_twice_and_retries_are_left_alone() -> None:
+    first, second = Script(None), Script("quick", "unasked")
     who, where = hedging(first, second)
-    task = asyncio.create_task(ask(executor(budget=BudgetPolicy(share=0.0, floor=0)), [(who, where)]))
+    assert output(await ask(executor(), [(who, where)])) == "quick"
+    assert where.budget.calls.other == 0
+    where.hedges = where.hedges.retried(BudgetPolicy(), time.perf_counter())
+    first, second = Script(None), Script("unasked")
+    where.instances[0].backend, where.instances[1].backend = first, second
+    where.instances[1].in_flight = who.limits.concurrency
+    task = asyncio.create_task(ask(executor(), [(who, where)]))
     await wait_until(lambda: first.count == 1, "it was not called")
+    where.instances[1].in_flight = 0
     await asyncio.sleep(0.1)
     first.may_end.set()
     assert tried(await task) == ["a/i0: answered"]

@@ -208,7 +208,7 @@ async def test_all_that_is_wrong_with_a_registration_is_told(tmp_path: Path) -> 
             await parts.orchestra.register_agent(Agent(id="health", kind="ofline", priority=10_000))
         assert [fault.path for fault in caught.value.faults] == ["id", "priority", "kind"]
         assert "did you mean 'offline'" in caught.value.detail
-        with pytest.raises(InvalidAgent, match="known kinds: function, offline"):
+        with pytest.raises(InvalidAgent, match="known: function, offline"):
             await parts.orchestra.register_agent(Agent(id="a", kind="zzz"))
         with pytest.raises(InvalidAgent, match=r"settings\.knowledge"):
             await parts.orchestra.register_agent(offline("a", settings={}))
@@ -580,7 +580,7 @@ async def test_calls_follow_the_weights_and_an_update_gives_others_to_the_same_i
     ("weights", "path", "said"),
     [
         ({"agents_of_a_test:othr": 1.0}, "balancing.weights.agents_of_a_test:othr", "did you mean 'agents_of_a_test:"),
-        ({"zzz": 1.0}, "balancing.weights.zzz", "known are agents_of_a_test:echo, agents_of_a_test:other"),
+        ({"zzz": 1.0}, "balancing.weights.zzz", "known: agents_of_a_test:echo, agents_of_a_test:other"),
         ({"one": 0.0, "other": 0.0}, "balancing.weights", "are all 0, so that nobody would answer"),
         ({"one": -1.0}, "balancing.weights.agents_of_a_test:echo", "must"),
     ],

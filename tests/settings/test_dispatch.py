@@ -82,7 +82,7 @@ def test_dispatch_is_set_in_the_file_and_in_the_environment(monkeypatch: pytest.
     ("text", "said"),
     [
         ("load_balancing: {algorithm: round_robbin}", "there is no 'round_robbin'; did you mean 'round_robin'?"),
-        ("load_balancing: {algorithm: zzz}", "known are round_robin, weighted_round_robin, least_connections, "),
+        ("load_balancing: {algorithm: zzz}", "known: round_robin, weighted_round_robin, least_connections, "),
         ("load_balancing: {algorithm: 3}", "orchestrator.load_balancing.algorithm: "),
         ("load_balancing: {weight: 3}", "unknown key 'orchestrator.load_balancing.weight'"),
         ("max_concurrent_requests: 0", "orchestrator.max_concurrent_requests: "),
@@ -168,7 +168,7 @@ def test_an_agent_without_a_policy_has_the_defaults_of_the_core() -> None:
         ("recovery: {base: 0}", "recovery.base: "),
         ("recovery: {cap: .nan}", "recovery.cap: "),
         ("recovery: {actions: {agent_failed: retri}}", "there is no 'retri'; did you mean 'retry'?"),
-        ("recovery: {actions: {agent_failed: hand_over}}", "known are retry, reassign, escalate, abort"),
+        ("recovery: {actions: {agent_failed: hand_over}}", "known: retry, reassign, escalate, abort"),
         ("recovery: {exhausted: retry}", "recovery.exhausted: "),
         ("recovery: {exhausted: escalat}", "did you mean 'escalate'?"),
         ("recovery: {hedge: yes please}", "recovery.hedge: "),

@@ -94,8 +94,6 @@ def reject(
 
 
 def _line(content: str) -> str:
-    """What is asked, on one line of a table, whose cells are read as markup."""
-    from rich.markup import escape
-
+    """What is asked, on one line of a table."""
     line = " ".join(content.split())
-    return escape(line if len(line) <= 80 else f"{line[:79]}…")
+    return line if len(line) <= 80 else f"{line[:79]}…"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from agent_orchestra.core.balancing import Algorithm
 from agent_orchestra.core.resilience import MOST_ATTEMPTS, Action, Recovery
-from agent_orchestra.core.values import JsonObject, faults_in
+from agent_orchestra.core.values import JsonObject, faults_in, is_number, nearest
 from agent_orchestra.errors import AgentFailed, Fault, RunFailed, by_code
 
 __all__ = [
@@ -34,7 +32,6 @@ __all__ = [
     "matches",
     "status",
     "system_health",
-    "unknown",
 ]
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -162,12 +159,6 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
-def unknown(given: str, choices: Iterable[str]) -> str:
-    """The sentence for a choice that is none, with the nearest one that is."""
-    near = difflib.get_close_matches(given, list(choices), n=1)
-    return f"there is no '{given}'; " + (f"did you mean '{near[0]}'?" if near else f"known are {', '.join(choices)}")
-
-
 def check(agent: Agent) -> tuple[Fault, ...]:
     """All that is wrong with a definition, whatever its kind; empty when it is valid."""
     return tuple(_faults(agent))
@@ -209,11 +200,12 @@ def _faults(agent: Agent) -> Iterator[Fault]:
         yield from faults_in(path, value)
     if not -1_000 <= agent.priority <= 1_000:
         yield Fault(path="priority", message="must lie between -1000 and 1000")
-    if not 1 <= agent.limits.concurrency <= 10_000:
+    if not is_number(agent.limits.concurrency) or not 1 <= agent.limits.concurrency <= 10_000:
         yield Fault(path="limits.concurrency", message="must lie between 1 and 10000")
-    if agent.limits.timeout is not None and not 0 < agent.limits.timeout <= 86_400:
+    timeout = agent.limits.timeout
+    if timeout is not None and not (is_number(timeout) and 0 < timeout <= 86_400):
         yield Fault(path="limits.timeout", message="must be over 0 and at most 86400 seconds")
-    if not 0 <= agent.limits.queue <= 10_000:
+    if not is_number(agent.limits.queue) or not 0 <= agent.limits.queue <= 10_000:
         yield Fault(path="limits.queue", message="must lie between 0 and 10000")
     yield from _faults_in_balancing(agent.balancing)
     yield from _faults_in_recovery(agent)
@@ -221,10 +213,13 @@ def _faults(agent: Agent) -> Iterator[Fault]:
 
 def _faults_in_balancing(balancing: Balancing) -> Iterator[Fault]:
     if balancing.algorithm is not None and balancing.algorithm not in set(Algorithm):
-        yield Fault(path="balancing.algorithm", message=unknown(str(balancing.algorithm), Algorithm))
+        yield Fault(
+            path="balancing.algorithm",
+            message=f"there is no '{balancing.algorithm}'; {nearest(str(balancing.algorithm), list(Algorithm))}",
+        )
     weights = balancing.weights
     for instance, weight in weights.items():
-        if not 0 <= weight <= MAX_WEIGHT:
+        if not is_number(weight) or not 0 <= weight <= MAX_WEIGHT:
             yield Fault(path=f"balancing.weights.{instance}", message=f"must lie between 0 and {MAX_WEIGHT}")
     if len(weights) > MAX_LINES:
         yield Fault(path="balancing.weights", message=f"has {len(weights)} entries; at most {MAX_LINES}")
@@ -232,26 +227,28 @@ def _faults_in_balancing(balancing: Balancing) -> Iterator[Fault]:
 
 def _faults_in_recovery(agent: Agent) -> Iterator[Fault]:
     recovery = agent.recovery
-    if not 1 <= recovery.attempts <= MOST_ATTEMPTS:
+    if not is_number(recovery.attempts) or not 1 <= recovery.attempts <= MOST_ATTEMPTS:
         message = f"must lie between 1 and {MOST_ATTEMPTS}; without a bound it would retry for ever"
         yield Fault(path="recovery.attempts", message=message)
     for name, seconds in (("base", recovery.base), ("cap", recovery.cap)):
-        if not (math.isfinite(seconds) and 0 < seconds <= 3_600):
+        if not (is_number(seconds) and 0 < seconds <= 3_600):
             yield Fault(path=f"recovery.{name}", message="must be over 0 and at most 3600 seconds")
-    if recovery.base > recovery.cap:
+    if is_number(recovery.base) and is_number(recovery.cap) and recovery.base > recovery.cap:
         yield Fault(path="recovery.base", message=f"must not exceed recovery.cap, which is {recovery.cap:g}")
     if recovery.exhausted not in (Action.ABORT, Action.ESCALATE):
         yield Fault(path="recovery.exhausted", message="must be 'abort' or 'escalate'")
     for code, action in recovery.actions.items():
         if action not in set(Action):
-            yield Fault(path=f"recovery.actions.{code}", message=unknown(str(action), Action))
+            yield Fault(
+                path=f"recovery.actions.{code}", message=f"there is no '{action}'; {nearest(str(action), list(Action))}"
+            )
     known = by_code(RunFailed)
     for code in recovery.actions:
         # ``agent_failed.ValueError`` names what the agent's own code raised.
         if code != "*" and (code.partition(".")[0] if code.startswith(f"{AgentFailed.code}.") else code) not in known:
-            near = difflib.get_close_matches(code, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known codes: {', '.join(sorted(known))}"
-            yield Fault(path=f"recovery.actions.{code}", message=f"is no code of an error; {hint}")
+            yield Fault(
+                path=f"recovery.actions.{code}", message=f"is no code of an error; {nearest(code, sorted(known))}"
+            )
     if recovery.hedge and not agent.read_only:
         message = "asks two instances at once, which only an agent with 'read_only: true' may do"
         yield Fault(path="recovery.hedge", message=message)

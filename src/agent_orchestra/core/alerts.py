@@ -5,7 +5,6 @@ Times are seconds of a clock that only goes forward, given by the caller.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from agent_orchestra.core.agent import ID_RULE, is_id
+from agent_orchestra.core.values import nearest
 from agent_orchestra.errors import Fault
 
 __all__ = ["Alert", "AlertState", "Metric", "Rule", "Severity", "advance", "check"]
@@ -151,6 +151,4 @@ def _faults_in_agent(rule: Rule) -> Iterator[Fault]:
 
 
 def _unknown(given: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
-    return f"there is no '{given}'; {hint}"
+    return f"there is no '{given}'; {nearest(given, known)}"

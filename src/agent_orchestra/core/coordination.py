@@ -32,11 +32,10 @@ from agent_orchestra.core.plan import (
     Strategy,
     before,
     in_order,
-    nearest,
 )
 from agent_orchestra.core.routing import normalised
 from agent_orchestra.core.usage import Usage, usage_json
-from agent_orchestra.core.values import Json, JsonObject
+from agent_orchestra.core.values import Json, JsonObject, nearest
 from agent_orchestra.errors import CoordinationFailed, ExpressionFailed
 
 __all__ = [

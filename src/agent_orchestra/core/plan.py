@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -15,7 +14,7 @@ from agent_orchestra.core import expression
 from agent_orchestra.core.agent import ID_PATTERN, ID_RULE, is_id
 from agent_orchestra.core.expression import NotAnExpressionError
 from agent_orchestra.core.routing import Route
-from agent_orchestra.core.values import Json, JsonObject
+from agent_orchestra.core.values import Json, JsonObject, is_number, nearest
 from agent_orchestra.errors import Fault, InvalidInput
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "made",
     "members_of",
     "mentions",
-    "nearest",
     "plan_json",
     "plan_of",
     "read",
@@ -202,8 +200,14 @@ def _faults_in_members(plan: Plan, at: str) -> Iterator[Fault]:
             yield Fault(path=f"{place}.id", message=ID_RULE)
         elif member.id in ids[:number]:
             yield Fault(path=f"{place}.id", message=f"'{member.id}' stands twice; give each an id of its own")
-        if member.timeout is not None and not 0 < member.timeout <= _LONGEST_TIMEOUT:
+        if member.timeout is not None and not (is_number(member.timeout) and 0 < member.timeout <= _LONGEST_TIMEOUT):
             yield Fault(path=f"{place}.timeout", message=f"must be over 0 and at most {_LONGEST_TIMEOUT} seconds")
+        if member.on_failure not in set(OnFailure):
+            message = f"there is no '{member.on_failure}'; {nearest(str(member.on_failure), list(OnFailure))}"
+            yield Fault(path=f"{place}.on_failure", message=message)
+        if isinstance(member.depends_on, str):
+            yield Fault(path=f"{place}.depends_on", message="must be a list of ids")
+            return
         if member.depends_on and plan.strategy is Strategy.CONDITIONAL:
             yield Fault(path=f"{place}.depends_on", message="is not for 'conditional': the router gives the order")
         for which, before in enumerate(member.depends_on):
@@ -370,6 +374,11 @@ def made(
     faults: list[Fault] = []
     if agents is not None and not agents:
         faults.append(Fault(path="agents", message="is empty; name agents, or leave it out to have them chosen"))
+    if isinstance(agents, str) or not all(
+        isinstance(entry, str | Member) for entry in cast("Sequence[object]", agents or ())
+    ):
+        faults.append(Fault(path="agents", message="must be a list of ids, or of Members"))
+        agents = ()
     return _made(
         agents or (),
         strategy=strategy,
@@ -463,12 +472,6 @@ def _one_of(kind: type[E], given: Json, path: str, faults: list[Fault]) -> E | N
         what = f"'{given[:80]}'" if isinstance(given, str) else "that"
         faults.append(Fault(path=path, message=f"there is no {what}; {nearest(str(given), [*kind])}"))
         return None
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """The valid choice that is nearest to a wrong one, or all of them, as the end of a sentence."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
 
 
 def plan_json(plan: Plan) -> dict[str, Json]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from agent_orchestra.errors import Fault
 
-__all__ = ["Json", "JsonObject", "cleaned", "faults_in"]
+__all__ = ["Json", "JsonObject", "cleaned", "faults_in", "is_number", "nearest"]
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 JsonObject: TypeAlias = Mapping[str, Json]
 
 _DEEPEST: Final = 50
+#: How many choices a sentence names.
+_SHOWN: Final = 40
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 
@@ -35,6 +38,17 @@ def faults_in(path: str, value: Json, *, depth: int = 0) -> Iterator[Fault]:
     elif isinstance(value, Sequence):
         for number, inner in enumerate(value):
             yield from faults_in(f"{path}.{number}", inner, depth=depth + 1)
+
+
+def is_number(given: object) -> bool:
+    """Whether a value is a finite number: what a caller in Python gives is of whatever type."""
+    return isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
+
+
+def nearest(given: str, known: Collection[str]) -> str:
+    """The valid choice that is nearest to a wrong one, or else all of them: the end of a sentence."""
+    near = difflib.get_close_matches(given, known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(list(known)[:_SHOWN])}"
 
 
 def cleaned(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import difflib
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -30,7 +29,7 @@ from agent_orchestra.core.coordination import (
 from agent_orchestra.core.plan import Plan, Strategy, in_order, mentions
 from agent_orchestra.core.request import Reply
 from agent_orchestra.core.usage import total
-from agent_orchestra.core.values import Json, cleaned
+from agent_orchestra.core.values import Json, cleaned, nearest
 from agent_orchestra.errors import (
     AgentDisabled,
     CoordinationFailed,
@@ -93,9 +92,11 @@ class Coordinator:
         faults: list[Fault] = []
         for path, agent_id in mentions(plan).items():
             if agent_id not in known:
-                near = difflib.get_close_matches(agent_id, known, n=1)
-                hint = f"; did you mean '{near[0]}'?" if near else ""
-                faults.append(Fault(path=path, message=f"there is no agent '{agent_id}'{hint}"))
+                faults.append(
+                    Fault(path=path, message=f"there is no agent '{agent_id}'; {nearest(agent_id, list(known))}")
+                )
+        if plan.router is not None:
+            self.check_router(plan.router)
         if faults:
             raise InvalidInput("; ".join(map(str, faults)), faults=tuple(faults))
 

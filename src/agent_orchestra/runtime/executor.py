@@ -16,7 +16,17 @@ from agent_orchestra.core import resilience
 from agent_orchestra.core.agent import Agent
 from agent_orchestra.core.message import Attachment, Message
 from agent_orchestra.core.request import Attempt, Reply
-from agent_orchestra.core.resilience import Abort, Action, Decision, Escalate, HandOver, Reassign, Retry, Situation
+from agent_orchestra.core.resilience import (
+    Abort,
+    Action,
+    BudgetPolicy,
+    Decision,
+    Escalate,
+    HandOver,
+    Reassign,
+    Retry,
+    Situation,
+)
 from agent_orchestra.core.values import JsonObject
 from agent_orchestra.errors import AgentFailed, AgentUnavailable, DeadlineExceeded, NoInstanceAvailable, RunFailed
 from agent_orchestra.runtime.instances import Change, Dispatching, Instance, Observer
@@ -31,6 +41,8 @@ Line = Sequence[tuple[Agent, Pool]]
 
 #: A second instance is asked only where so many answers say how long the first should take.
 _HEDGE_FROM = 20
+#: The calls that may be made twice: those beyond 95 % of the others, and some room for a moment in which all are slow.
+_HEDGES = BudgetPolicy(share=0.1, floor=2, window=10.0)
 #: An instance that asks to be left alone for longer is asked again after that.
 _LONGEST_REST = 600.0
 #: A call that had less time than this may well have been in order.
@@ -287,6 +299,8 @@ class Executor:
             limit = min(limit, run.agent.limits.timeout)
         if run.calls == 0:
             run.pool.budget = run.pool.budget.called(self._policy.budget, time.perf_counter())
+            if run.agent.recovery.hedge:
+                run.pool.hedges = run.pool.hedges.called(_HEDGES, time.perf_counter())
         first = self._started(run, place, limit)
         second: _Calling | None = None
         try:
@@ -354,13 +368,13 @@ class Executor:
 
     def _hedged(self, run: _Run, first: _Calling) -> _Calling | None:
         now = time.perf_counter()
-        pool, policy = run.pool, self._policy.budget
-        if run.calls >= run.agent.recovery.attempts or not resilience.affordable(pool.budget, policy, now):
+        pool = run.pool
+        if run.calls >= run.agent.recovery.attempts or not resilience.affordable(pool.hedges, _HEDGES, now):
             return None
         place = self._take(run.agent, pool, run.tried, None)
         if place is None:
             return None
-        pool.budget = pool.budget.retried(policy, now)
+        pool.hedges = pool.hedges.retried(_HEDGES, now)
         second = self._started(run, place, first.ends - now, hedge=True)
         # From here on whoever speaks first is heard, and the other is not.
         for one, other in ((first, second), (second, first)):

@@ -59,6 +59,8 @@ class Pool:
         self.tenant = tenant
         self.failures_in_row = 0
         self.budget = Budget()
+        #: Of second calls beside slow ones: were they taken from the same budget, a failure would find it spent.
+        self.hedges = Budget()
         self._ranks = sorted({instance.rank for instance in self.instances})
         self._tiers = [tuple(i for i in self.instances if i.rank == rank) for rank in self._ranks]
         self._turns = [0] * len(self._tiers)

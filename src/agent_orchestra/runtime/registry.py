@@ -18,7 +18,7 @@ from typing import Protocol
 from agent_orchestra.core import agent as agents
 from agent_orchestra.core.agent import Agent, Filter, Status
 from agent_orchestra.core.routing import resolve
-from agent_orchestra.core.values import Json, JsonObject
+from agent_orchestra.core.values import Json, JsonObject, nearest
 from agent_orchestra.errors import AgentExists, AgentNotFound, Fault, Forbidden, InvalidAgent, OrchestraError, code_of
 from agent_orchestra.runtime.clock import now_ms
 from agent_orchestra.runtime.executor import Instance, Pool
@@ -190,6 +190,9 @@ class Registry:
         for one in found:
             agent_id, function = one.agent.id, one.instance.id
             before = self.roster(self._shared_tenant).entries.get(agent_id)
+            if before is not None and [instance.id for instance in before.pool.instances] == [function]:
+                # The same function, named by the settings and by its package.
+                continue
             if before is not None and (one.entry_point is not None or before.source is not Source.API):
                 reason = f"there is already an agent '{agent_id}', of source '{before.source}'"
                 self._telemetry.warn(
@@ -344,7 +347,7 @@ class Registry:
         # A model without a key makes no instance, but it is named rightly.
         named = {*ids, *_texts_in(agent.settings)}
         faults = [
-            Fault(path=f"balancing.weights.{given}", message=f"is no instance of the agent{_near(given, ids)}")
+            Fault(path=f"balancing.weights.{given}", message=f"is no instance of the agent; {nearest(given, ids)}")
             for given in weights
             if given not in named
         ]
@@ -353,7 +356,7 @@ class Registry:
         if not stored:
             known = {*self.roster(tenant).entries, *self._expected, agent.id}
             faults.extend(
-                Fault(path=path, message=f"there is no agent '{mentioned}'{_near(mentioned, known)}")
+                Fault(path=path, message=f"there is no agent '{mentioned}'; {nearest(mentioned, sorted(known))}")
                 for instance in pool.instances
                 for path, mentioned in instance.mentions.items()
                 if mentioned not in known
@@ -381,8 +384,7 @@ class Registry:
         faults = agents.check(agent)
         kind = self._kinds.get(agent.kind)
         if kind is None:
-            near = difflib.get_close_matches(agent.kind, self._kinds, n=1)
-            known = f"did you mean '{near[0]}'?" if near else f"known kinds: {', '.join(sorted(self._kinds))}"
+            known = nearest(agent.kind, sorted(self._kinds))
             faults += (Fault(path="kind", message=f"there is no kind '{agent.kind}'; {known}"),)
         if faults or kind is None:
             raise InvalidAgent(agent.id, faults)
@@ -419,12 +421,15 @@ class Registry:
         if twice := [agent.id for agent in configured if wanted[agent.id] is not agent]:
             raise InvalidAgent(twice[0], (Fault(path="id", message="stands twice in the configuration"),))
         self._expected = frozenset(wanted)
-        for agent in wanted.values():
+        for number, agent in enumerate(wanted.values()):
             before = self._entries.get((tenant, agent.id))
             origin = _digest(agent)
             if before is None or before.source is not Source.CONFIG or before.origin != origin:
                 try:
                     await self._put(tenant, agent, new=before is None, source=Source.CONFIG, origin=origin)
+                except InvalidAgent as error:
+                    faults = (Fault(path=f"agents.{number}.{f.path}", message=f.message) for f in error.faults)
+                    raise InvalidAgent(agent.id, tuple(faults)) from error
                 except (AgentExists, AgentNotFound):
                     # Another process starts with a configuration too; the row is as new as ours would be.
                     await self._reload()
@@ -449,11 +454,6 @@ def _texts_in(value: Json) -> Iterator[str]:
     elif isinstance(value, Sequence):
         for inner in value:
             yield from _texts_in(inner)
-
-
-def _near(given: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(sorted(known))}"
 
 
 def _digest(agent: Agent) -> str:
