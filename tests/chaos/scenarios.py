@@ -238,7 +238,8 @@ async def _drifts(lab: Laboratory) -> Sequence[Figure]:
                         value=_share(stage, "d", later) * 100,
                         unit="%",
                         at_most=10,
-                        timing=slower,
+                        # Of the few calls of a short run a share is chance.
+                        timing=True,
                     ),
                 ]
     return figures

@@ -93,7 +93,7 @@ async def decide(client: httpx.AsyncClient, content: str) -> dict[str, Any]:
 @pytest.mark.timeout(240)
 async def test_a_service_that_is_killed_while_it_learns_leaves_nobody_behind_and_learns_again(tmp_path: Path) -> None:
     with running_service(tmp_path, settings(feedback=20)) as service:
-        async with httpx.AsyncClient(base_url=service.url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
             await teach(client, 20)
             pid = await fit_of(service)
             service.kill()
@@ -116,7 +116,7 @@ async def test_a_service_that_is_killed_while_it_learns_leaves_nobody_behind_and
 @pytest.mark.timeout(240)
 async def test_a_service_that_is_stopped_while_it_learns_takes_the_work_with_it(tmp_path: Path) -> None:
     with running_service(tmp_path, settings(feedback=20)) as service:
-        async with httpx.AsyncClient(base_url=service.url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
             await teach(client, 20)
             pid = await fit_of(service)
         assert service.stop() == 0, service.read_log()
@@ -127,7 +127,7 @@ async def test_a_service_that_is_stopped_while_it_learns_takes_the_work_with_it(
 @pytest.mark.timeout(240)
 async def test_a_fit_that_is_killed_leaves_the_service_as_it_was(tmp_path: Path) -> None:
     with running_service(tmp_path, settings(feedback=20)) as service:
-        async with httpx.AsyncClient(base_url=service.url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
             await teach(client, 20)
             os.kill(await fit_of(service), signal.SIGKILL)
 
@@ -148,7 +148,7 @@ async def test_feedback_that_was_taken_outlives_kills(tmp_path: Path) -> None:
     chance = random.Random(6)
     taken: list[str] = []
     with running_service(tmp_path, settings(feedback=20, enabled=False)) as service:
-        async with httpx.AsyncClient(base_url=service.url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
             for kill in range(KILLS):
                 telling = [asyncio.create_task(_tell(client, f"{kill}-{number}", taken)) for number in range(4)]
                 before = len(taken)

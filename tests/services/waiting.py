@@ -21,7 +21,7 @@ async def wait_until(condition: Callable[[], bool], otherwise: str, *, seconds: 
 
 
 async def wait_for(
-    ask: Callable[[], Awaitable[T]], holds: Callable[[T], bool], otherwise: str, *, seconds: float = 20
+    ask: Callable[[], Awaitable[T]], holds: Callable[[T], bool], otherwise: str, *, seconds: float = 60
 ) -> T:
     """Asks again until what comes is as wanted. Raises :class:`AssertionError` with the sentence and what came last."""
     came: list[T] = []
@@ -29,7 +29,8 @@ async def wait_for(
         async with asyncio.timeout(seconds):
             while not (came and holds(came[-1])):
                 came[:] = [await ask()]
-                await asyncio.sleep(0.02)
+                # To ask is work for the one that is waited for.
+                await asyncio.sleep(0.1)
     except TimeoutError:
         raise AssertionError(f"{otherwise}: {came}") from None
     return came[-1]
