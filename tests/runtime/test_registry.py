@@ -707,3 +707,12 @@ async def test_what_a_later_release_has_added_is_no_change_of_an_agent_that_says
     edited = [offline("a", description="from the file", limits=Limits(queue=1))]
     async with opened(tmp_path, configured=edited) as parts:
         assert parts.registered("a").agent == edited[0]
+
+
+async def test_a_team_may_mention_what_the_file_has_later_but_not_what_is_gone_again(tmp_path: Path) -> None:
+    team = Agent(id="desk", kind="team", settings={"agents": ["later"]})
+    later = Agent(id="later", kind="offline", settings={"knowledge": ["It is here."]})
+    async with opened(tmp_path, configured=[team, later]) as parts:
+        await parts.orchestra.unregister_agent("later")
+        with pytest.raises(InvalidAgent, match="there is no agent 'later'"):
+            await parts.orchestra.register_agent(dataclasses.replace(team, id="other"))

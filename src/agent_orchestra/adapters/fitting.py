@@ -6,10 +6,10 @@ import asyncio
 import dataclasses
 import os
 import pickle
+import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from typing import Final, cast
 
 from agent_orchestra.errors import FitFailed
@@ -49,26 +49,33 @@ class ProcessFitter:
         return told
 
 
-async def _communicated(given: bytes) -> tuple[int | None, bytes]:
-    """What a process that is given a job says, and the status it ends with. It does not outlive the call."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
+def _started() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603  our own module
         # Not what lies in the working folder: a file there may have a name of the library's.
-        "-P",
-        "-m",
-        __name__,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+        [sys.executable, "-P", "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         env={name: os.environ[name] for name in _NEEDED if name in os.environ} | _ONE_THREAD,
     )
+
+
+async def _communicated(given: bytes) -> tuple[int | None, bytes]:
+    """What a process that is given a job says, and the status it ends with. It does not outlive the call.
+
+    Not by asyncio: uvloop forks, and the threads of numpy's BLAS and a fork can wait for each other for ever. The
+    standard library's own way does not (vfork), whatever loop there is.
+    """
+    process = _started()
+    said = asyncio.get_running_loop().run_in_executor(None, process.communicate, given)
     try:
-        written, _ = await process.communicate(given)
+        written, _ = await asyncio.shield(said)
     finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        if not said.done():
+            # Its pipes end with it, and so does the thread that waits for them.
+            process.kill()
+            await asyncio.wait((said,))
+            said.exception()
     return process.returncode, written
 
 

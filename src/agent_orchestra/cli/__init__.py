@@ -117,7 +117,8 @@ def serve(
     port: Annotated[int | None, typer.Option(help="The port; 0 takes any free one.")] = None,
 ) -> None:
     """Run the service until it is stopped."""
-    # Before numpy is loaded: the threads of its BLAS and the fork that begins a fit can wait for each other for ever.
+    # Before numpy is loaded: the threads of its BLAS and a fork, as uvloop makes for an MCP server, can wait for each
+    # other for ever.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from agent_orchestra import server
 

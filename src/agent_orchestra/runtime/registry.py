@@ -178,7 +178,10 @@ class Registry:
         async with self._changing:
             await self._reload()
             if configured is not None:
-                await self._configure(configured)
+                try:
+                    await self._configure(configured)
+                finally:
+                    self._expected = frozenset()
 
     async def take_up(self, found: Sequence[Found]) -> None:
         """Registers the agents in code that a start has found, in this order, for all tenants to share.
